@@ -1,0 +1,51 @@
+"""A tiny app for `choir smoke`: answers HTTP with its mark, and echoes websocket text behind it."""
+
+import base64
+import hashlib
+import socketserver
+import struct
+import sys
+
+PORT, MARK = int(sys.argv[1]), sys.argv[2]
+GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
+
+
+class App(socketserver.StreamRequestHandler):
+    def handle(self):
+        while self.rfile.readline():
+            headers = {}
+            while line := self.rfile.readline().strip():
+                name, _, value = line.decode("latin-1").partition(":")
+                headers[name.strip().lower()] = value.strip()
+            if headers.get("upgrade", "").lower() == "websocket":
+                return self.websocket(headers["sec-websocket-key"])
+            body = MARK.encode()
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"
+            self.wfile.write(head.encode() + body)
+
+    def websocket(self, key):
+        accept = base64.b64encode(hashlib.sha1((key + GUID).encode()).digest()).decode()
+        self.wfile.write(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+        )
+        while len(head := self.rfile.read(2)) == 2:
+            kind, size = head[0] & 15, head[1] & 127
+            if size == 126:
+                size = struct.unpack("!H", self.rfile.read(2))[0]
+            mask, data = self.rfile.read(4), self.rfile.read(size)
+            data = bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
+            if kind == 8:
+                self.wfile.write(bytes([0x88, len(data)]) + data)
+                return
+            if kind == 1:
+                answer = f"{MARK}:".encode() + data
+                self.wfile.write(bytes([0x81, len(answer)]) + answer)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+
+Server(("127.0.0.1", PORT), App).serve_forever()

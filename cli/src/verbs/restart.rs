@@ -1,0 +1,20 @@
+//! `choir restart`: gives a slot's sandbox a new generation. It must not know how a slot does it.
+
+use choir_api::client::SlotVerb;
+use choir_core::Slot;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::waiting;
+
+/// Restart a slot: same files, new processes
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  choir restart live")]
+pub struct Args {
+    /// `live` or `dev`
+    pub slot: Slot,
+}
+
+pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
+    waiting::verb(ctx, args.slot, SlotVerb::Restart).await
+}

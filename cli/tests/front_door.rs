@@ -1,0 +1,306 @@
+//! The program as people run it, against a small server of this test's own. It must not need a hypervisor.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::process::Command;
+
+/// `METHOD /path` and the answers to give, in turn; the last one again and again.
+type Answers = BTreeMap<&'static str, Vec<(u16, String)>>;
+
+/// What was asked: method and path, `Authorization`, body.
+type Asked = Arc<Mutex<Vec<(String, String, String)>>>;
+
+struct Server {
+    url: String,
+    asked: Asked,
+}
+
+impl Server {
+    async fn start(answers: Answers) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://localhost:{}", listener.local_addr().unwrap().port());
+        let asked = Asked::default();
+        let state = (Arc::new(Mutex::new(answers)), Arc::clone(&asked));
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let state = state.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| answer(state.clone(), request));
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await
+                });
+            }
+        });
+        Self { url, asked }
+    }
+
+    fn asked(&self) -> Vec<(String, String, String)> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+async fn answer(
+    (answers, asked): (Arc<Mutex<Answers>>, Asked),
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let what = format!("{} {}", request.method(), request.uri());
+    let header = request.headers().get("authorization");
+    let token = header.map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    asked.lock().unwrap().push((what.clone(), token, body));
+    let mut answers = answers.lock().unwrap();
+    let (status, text) = match answers.get_mut(what.as_str()) {
+        Some(list) if list.len() > 1 => list.remove(0),
+        Some(list) => list[0].clone(),
+        None => (404, String::new()),
+    };
+    let kind = if text.starts_with("event:") {
+        "text/event-stream"
+    } else {
+        "application/json"
+    };
+    let response = Response::builder().status(status).header("content-type", kind);
+    Ok(response.body(Full::new(Bytes::from(text))).unwrap())
+}
+
+fn ok(value: Value) -> Vec<(u16, String)> {
+    vec![(200, value.to_string())]
+}
+
+fn user() -> Value {
+    json!({"id": "u-1", "name": "ada", "display_name": "Ada", "role": "admin", "created_at": "2026-01-01T00:00:00Z"})
+}
+
+/// Runs `choir` with a home of its own, where somebody is logged in to `url` if `token` is given.
+async fn choir(home: &Path, url: &str, arguments: &[&str], stdin: Option<&str>) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_choir"));
+    command
+        .env_clear()
+        .env("HOME", home)
+        .env("CHOIR_URL", url)
+        .args(arguments)
+        .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    if let Some(text) = stdin {
+        use tokio::io::AsyncWriteExt as _;
+        child.stdin.take().unwrap().write_all(text.as_bytes()).await.unwrap();
+    }
+    child.wait_with_output().await.unwrap()
+}
+
+fn log_in(home: &Path, url: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let file = home.join(".config/choir/config.json");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    let config = json!({"url": url, "logins": {url: {"username": "ada", "token": "choir_canary"}}});
+    std::fs::write(&file, config.to_string()).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn logging_in_shows_the_code_and_keeps_the_token_for_its_owner_alone() {
+    let pending = (202, json!({"status": "pending"}).to_string());
+    let granted = (200, json!({"token": "choir_canary", "user": user()}).to_string());
+    let start = json!({
+        "device_code": "secret", "user_code": "ABCD-EFGH", "verification_uri": "http://x/auth/device",
+        "verification_uri_complete": "http://x/auth/device?code=ABCD-EFGH", "interval_s": 0, "expires_in_s": 600,
+    });
+    let server = Server::start(Answers::from([
+        ("POST /auth/device/start", ok(start)),
+        ("POST /auth/device/poll", vec![pending.clone(), pending, granted]),
+    ]))
+    .await;
+    let home = tempfile::tempdir().unwrap();
+    let out = choir(home.path(), &server.url, &["login"], None).await;
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert!(
+        text(&out.stderr).contains("http://x/auth/device?code=ABCD-EFGH") && text(&out.stderr).contains("ABCD-EFGH")
+    );
+    assert!(text(&out.stdout).contains("as ada"));
+    assert!(!format!("{out:?}").contains("canary"), "the token is shown");
+    let file = home.path().join(".config/choir/config.json");
+    assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+    assert!(std::fs::read_to_string(&file).unwrap().contains("choir_canary"));
+    assert_eq!(server.asked().iter().filter(|a| a.0.ends_with("/poll")).count(), 3);
+}
+
+#[tokio::test]
+async fn a_code_that_was_refused_is_a_failure_that_says_what_to_do() {
+    let start = json!({
+        "device_code": "s", "user_code": "A", "verification_uri": "http://x", "verification_uri_complete": "http://x",
+        "interval_s": 0, "expires_in_s": 600,
+    });
+    let server = Server::start(Answers::from([
+        ("POST /auth/device/start", ok(start)),
+        ("POST /auth/device/poll", vec![(410, String::new())]),
+    ]))
+    .await;
+    let home = tempfile::tempdir().unwrap();
+    let out = choir(home.path(), &server.url, &["login"], None).await;
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("run `choir login` again"));
+    assert!(!home.path().join(".config").exists());
+}
+
+const EXEC: &str = "POST /api/workspaces/main/slots/dev/sandbox/exec";
+
+#[tokio::test]
+async fn exec_passes_bytes_through_and_returns_the_commands_own_exit_code() {
+    let stream = concat!(
+        "event: stdout\ndata: {\"data\":\"out\\n\"}\n\n",
+        "event: stderr\ndata: {\"data\":\"err\\n\",\"encoding\":\"utf8\"}\n\n",
+        "event: stdout\ndata: {\"data\":\"/wA=\",\"encoding\":\"base64\"}\n\n",
+        "event: exit\ndata: {\"exit_code\":42,\"duration_ms\":3,\"truncated\":false,\"timed_out\":false}\n\n",
+    );
+    let server = Server::start(Answers::from([(EXEC, vec![(200, stream.to_owned())])])).await;
+    let home = tempfile::tempdir().unwrap();
+    log_in(home.path(), &server.url);
+    let arguments = ["exec", "dev", "-e", "A=1", "--", "sh", "-c", "exit 42"];
+    let out = choir(home.path(), &server.url, &arguments, Some("typed")).await;
+    assert_eq!(out.status.code(), Some(42));
+    assert_eq!(out.stdout, b"out\n\xff\0");
+    assert_eq!(out.stderr, b"err\n");
+    let (_, token, body) = server.asked().remove(0);
+    assert_eq!(token, "Bearer choir_canary");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    let expected = json!({"command": ["sh", "-c", "exit 42"], "env": {"A": "1"}, "stdin": "typed"});
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn an_exec_that_is_cut_off_is_not_a_success() {
+    let stream = "event: stdout\ndata: {\"data\":\"out\"}\n\n".to_owned();
+    let server = Server::start(Answers::from([(EXEC, vec![(200, stream)])])).await;
+    let home = tempfile::tempdir().unwrap();
+    log_in(home.path(), &server.url);
+    let out = choir(home.path(), &server.url, &["exec", "dev", "--", "true"], None).await;
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("connection ended"));
+}
+
+#[tokio::test]
+async fn a_task_is_followed_over_a_broken_connection_without_loss_or_repetition() {
+    let base = "/api/workspaces/main/slots/dev/sandbox/tasks";
+    let task =
+        json!({"id": "t1", "command": "x", "state": "queued", "created_at": "2026-01-01T00:00:00Z", "last_seq": 0});
+    let first =
+        "event: output\nid: 1\ndata: {\"seq\":1,\"type\":\"output\",\"stream\":\"stdout\",\"data\":\"one \"}\n\n";
+    let rest = concat!(
+        "event: output\nid: 2\ndata: {\"seq\":2,\"type\":\"output\",\"stream\":\"stdout\",\"data\":\"two\"}\n\n",
+        "event: state\nid: 3\ndata: {\"seq\":3,\"type\":\"state\",\"state\":\"failed\",\"exit_code\":7}\n\n",
+    );
+    let answers = [
+        (format!("POST {base}"), task.to_string()),
+        (format!("GET {base}/t1/events?since=0"), first.to_owned()),
+        (format!("GET {base}/t1/events?since=1"), rest.to_owned()),
+    ];
+    let answers = answers.map(|(what, text)| (&*what.leak(), vec![(200, text)]));
+    let server = Server::start(Answers::from(answers)).await;
+    let home = tempfile::tempdir().unwrap();
+    log_in(home.path(), &server.url);
+    let out = choir(home.path(), &server.url, &["run", "dev", "--", "x"], None).await;
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(7), "one two".to_owned()));
+}
+
+#[tokio::test]
+async fn an_error_is_one_sentence_on_the_standard_error() {
+    let error =
+        json!({"error": {"code": "deployment_open", "message": "d-1 is under way; wait for it.", "request_id": ""}});
+    let server = Server::start(Answers::from([(
+        "POST /api/workspaces/main/swap?wait_s=25",
+        vec![(409, error.to_string())],
+    )]))
+    .await;
+    let home = tempfile::tempdir().unwrap();
+    log_in(home.path(), &server.url);
+    let out = choir(home.path(), &server.url, &["swap"], None).await;
+    assert_eq!(out.status.code(), Some(1));
+    assert_eq!(text(&out.stderr), "choir: d-1 is under way; wait for it.\n");
+    assert!(out.stdout.is_empty());
+}
+
+#[tokio::test]
+async fn who_is_not_logged_in_or_where_nobody_answers_is_told_what_to_do() {
+    let home = tempfile::tempdir().unwrap();
+    let out = choir(home.path(), "http://localhost:1", &["status"], None).await;
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("run `choir login --url http://localhost:1`"));
+    log_in(home.path(), "http://localhost:1");
+    let out = choir(home.path(), "http://localhost:1", &["status"], None).await;
+    assert!(
+        text(&out.stderr).contains("cannot reach http://localhost:1"),
+        "{}",
+        text(&out.stderr)
+    );
+    let out = choir(home.path(), "not a url", &["status"], None).await;
+    assert_eq!(out.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn a_token_file_wins_over_the_login_and_json_is_json() {
+    let me = json!({"authenticated": true, "user": user(), "by": "token",
+        "session": {"id": "k", "expires_at": "2030-01-01T00:00:00Z"}});
+    let server = Server::start(Answers::from([("GET /auth/me", ok(me))])).await;
+    let home = tempfile::tempdir().unwrap();
+    log_in(home.path(), &server.url);
+    let file = home.path().join("token");
+    std::fs::write(&file, "choir_other\n").unwrap();
+    let out = Command::new(env!("CARGO_BIN_EXE_choir"))
+        .env_clear()
+        .env("HOME", home.path())
+        .env("CHOIR_TOKEN_FILE", &file)
+        .args(["whoami", "--json", "--url", &server.url])
+        .output()
+        .await
+        .unwrap();
+    let answer: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(answer["name"], "ada");
+    assert_eq!(server.asked()[0].1, "Bearer choir_other");
+}
+
+#[tokio::test]
+async fn a_smoke_stops_at_the_first_failure_and_names_no_step_it_did_not_run() {
+    let server = Server::start(Answers::from([
+        ("GET /healthz", ok(json!({"status": "ok"}))),
+        ("GET /readyz", ok(json!({"ready": true, "parts": {}}))),
+        (
+            "POST /auth/register/start",
+            vec![(
+                403,
+                json!({"error": {"code": "invite_required", "message": "Invite?"}}).to_string(),
+            )],
+        ),
+    ]))
+    .await;
+    let home = tempfile::tempdir().unwrap();
+    let out = choir(home.path(), &server.url, &["smoke", "--json"], None).await;
+    assert_eq!(out.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(
+        (report["ok"].as_bool(), report["steps"].as_array().unwrap().len()),
+        (Some(false), 2)
+    );
+    assert_eq!(report["steps"][1]["reason"], "Invite?");
+}

@@ -1,0 +1,178 @@
+//! Calls about workspaces, slots, deployments and releases. It must not know how they are shown.
+
+use std::time::Duration;
+
+use choir_core::{Name, Slot, WorkspaceSettings};
+use reqwest::Method;
+use reqwest::header::ACCEPT;
+
+use super::{Client, ClientError, Events, Request, Sandbox, read, segment};
+use crate::workspaces::{
+    CreateWorkspace, Deployment, EffectiveConfig, LogLine, Page, Release, SlotStats, SlotView, Workspace,
+};
+
+/// What can be asked of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotVerb {
+    Start,
+    Stop,
+    Restart,
+    Pause,
+}
+
+impl SlotVerb {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+            Self::Pause => "pause",
+        }
+    }
+}
+
+fn workspace(name: &Name) -> String {
+    format!("/api/workspaces/{}", segment(name.as_str()))
+}
+
+fn slot_path(name: &Name, slot: Slot) -> String {
+    format!("{}/slots/{slot}", workspace(name))
+}
+
+impl Client {
+    /// Every workspace of the caller.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn workspaces(&self) -> Result<Vec<Workspace>, ClientError> {
+        let mut all = Vec::new();
+        let mut path = "/api/workspaces".to_owned();
+        loop {
+            let page: Page<Workspace> = self.get(&path).await?;
+            all.extend(page.items);
+            match page.next_cursor {
+                Some(cursor) => path = format!("/api/workspaces?cursor={}", segment(&cursor)),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// # Errors
+    /// Any; 404 where there is none of this name.
+    pub async fn workspace(&self, name: &Name) -> Result<Workspace, ClientError> {
+        self.get(&workspace(name)).await
+    }
+
+    /// # Errors
+    /// Any; 409 where the name is taken.
+    pub async fn create_workspace(&self, name: &Name) -> Result<Workspace, ClientError> {
+        let body = CreateWorkspace {
+            name: name.clone(),
+            release: None,
+        };
+        self.post("/api/workspaces", &body).await
+    }
+
+    /// Deletes both sandboxes with everything in them. `patience`: how long the server may take.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn delete_workspace(&self, name: &Name, patience: Duration) -> Result<(), ClientError> {
+        let path = format!("{}?wait_s={}", workspace(name), patience.as_secs());
+        let request = Request::new(Method::DELETE, path).patient(Some(patience));
+        self.send(request).await.map(drop)
+    }
+
+    /// # Errors
+    /// Any.
+    pub async fn patch_workspace(&self, name: &Name, patch: &WorkspaceSettings) -> Result<Workspace, ClientError> {
+        self.json(Method::PATCH, &workspace(name), Some(patch)).await
+    }
+
+    /// # Errors
+    /// Any.
+    pub async fn config(&self, name: &Name) -> Result<EffectiveConfig, ClientError> {
+        self.get(&format!("{}/config", workspace(name))).await
+    }
+
+    /// Asks and waits up to `wait` for it to be so; the answer may still be on its way.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn ask_slot(
+        &self,
+        name: &Name,
+        slot: Slot,
+        verb: SlotVerb,
+        wait: Duration,
+    ) -> Result<SlotView, ClientError> {
+        let path = format!("{}/{}?wait_s={}", slot_path(name, slot), verb.as_str(), wait.as_secs());
+        let request = Request::new(Method::POST, path)
+            .body(&serde_json::json!({}))?
+            .patient(Some(wait));
+        read(self.send(request).await?).await
+    }
+
+    /// Exchanges live and dev, waiting up to `wait`. `key` makes a repeated call the same call.
+    ///
+    /// # Errors
+    /// Any; 409 `deployment_open` while another runs.
+    pub async fn swap(&self, name: &Name, key: &str, wait: Duration) -> Result<Deployment, ClientError> {
+        let path = format!("{}/swap?wait_s={}", workspace(name), wait.as_secs());
+        let request = Request::new(Method::POST, path)
+            .header("idempotency-key", key)?
+            .body(&serde_json::json!({}))?
+            .patient(Some(wait));
+        read(self.send(request).await?).await
+    }
+
+    /// Newest first.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn deployments(&self, name: &Name) -> Result<Page<Deployment>, ClientError> {
+        self.get(&format!("{}/deployments", workspace(name))).await
+    }
+
+    /// # Errors
+    /// Any.
+    pub async fn deployment(&self, name: &Name, id: &str) -> Result<Deployment, ClientError> {
+        self.get(&format!("{}/deployments/{}", workspace(name), segment(id)))
+            .await
+    }
+
+    /// The last `tail` lines of the container's log.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn logs(&self, name: &Name, slot: Slot, tail: u32) -> Result<Page<LogLine>, ClientError> {
+        self.get(&format!("{}/logs?tail={tail}", slot_path(name, slot))).await
+    }
+
+    /// The log as it is written, after its last `tail` lines: events `line`, each a [`LogLine`].
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn follow_logs(&self, name: &Name, slot: Slot, tail: u32) -> Result<Events, ClientError> {
+        let path = format!("{}/logs?follow=true&tail={tail}", slot_path(name, slot));
+        let request = Request::new(Method::GET, path).header(ACCEPT.as_str(), "text/event-stream")?;
+        Ok(Events::new(self.send(request).await?))
+    }
+
+    /// # Errors
+    /// Any; 409 where the slot does not run.
+    pub async fn stats(&self, name: &Name, slot: Slot) -> Result<SlotStats, ClientError> {
+        self.get(&format!("{}/stats", slot_path(name, slot))).await
+    }
+
+    /// # Errors
+    /// Any.
+    pub async fn releases(&self) -> Result<Page<Release>, ClientError> {
+        self.get("/api/releases").await
+    }
+
+    /// The API of the sandbox a slot points at. The first call wakes it.
+    pub fn sandbox(&self, name: &Name, slot: Slot) -> Sandbox<'_> {
+        Sandbox::new(self, format!("{}/sandbox", slot_path(name, slot)))
+    }
+}

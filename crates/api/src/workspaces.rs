@@ -1,0 +1,161 @@
+//! Workspaces, slots, deployments and releases as they go over the wire. It must not know how they are kept or run.
+
+use std::collections::BTreeMap;
+
+use choir_core::deployment::{Kind, Step};
+use choir_core::sandbox::{Desired, Observed};
+use choir_core::{
+    DeploymentId, Limits, Name, ReleaseConfig, ReleaseId, SandboxId, Slot, WorkspaceId, WorkspaceSettings,
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// `POST /api/workspaces`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateWorkspace {
+    pub name: Name,
+    /// What both sandboxes start from; the newest verified release where missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<ReleaseId>,
+}
+
+/// `GET /api/workspaces`, and every list: one page and how to get the next.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// `GET /api/workspaces/{ws}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Workspace {
+    pub id: WorkspaceId,
+    pub name: Name,
+    pub user: Name,
+    pub created_at: Timestamp,
+    pub settings: WorkspaceSettings,
+    pub slots: Slots,
+    /// The deployment that is under way, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_deployment: Option<DeploymentId>,
+}
+
+/// Both slots.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Slots {
+    pub live: SlotView,
+    pub dev: SlotView,
+}
+
+impl Slots {
+    pub fn get(&self, slot: Slot) -> &SlotView {
+        match slot {
+            Slot::Live => &self.live,
+            Slot::Dev => &self.dev,
+        }
+    }
+}
+
+/// One slot with the sandbox it points at.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SlotView {
+    pub slot: Slot,
+    pub sandbox: SandboxId,
+    pub release: ReleaseId,
+    pub desired: Desired,
+    /// `ready`, `stopped`, …: the name of the observed state.
+    pub state: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// One sentence where something is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Where the slot's app is served.
+    pub address: String,
+    pub limits: Limits,
+    pub app_port: u16,
+}
+
+impl SlotView {
+    /// Fills in what the observed state says.
+    pub fn observe(&mut self, observed: &Observed) {
+        self.state = observed.name().to_owned();
+        self.generation = observed.generation();
+        self.since = observed.since();
+        self.reason = observed.reason();
+    }
+}
+
+/// `GET /api/workspaces/{ws}/config`: each setting in effect and which layer it is from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EffectiveConfig {
+    pub settings: BTreeMap<String, EffectiveSetting>,
+}
+
+/// A value and where it comes from: `choir.toml`, `workspace`, `release` or `default`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EffectiveSetting {
+    pub value: serde_json::Value,
+    pub from: String,
+}
+
+/// `GET /api/workspaces/{ws}/deployments/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Deployment {
+    pub id: DeploymentId,
+    pub kind: Kind,
+    pub step: Step,
+    pub created_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// Why it failed, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When each step began, in order.
+    pub steps: Vec<DeploymentStep>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeploymentStep {
+    pub step: Step,
+    pub at: Timestamp,
+    /// Since the step before it began.
+    pub took_ms: u64,
+}
+
+/// `GET /api/releases/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Release {
+    pub id: ReleaseId,
+    pub name: String,
+    /// SHA-256 of the image archive, hexadecimal.
+    pub image_digest: String,
+    pub config: ReleaseConfig,
+    /// `importing`, `candidate`, `verified`, `rejected` or `retired`.
+    pub state: String,
+    pub created_at: Timestamp,
+}
+
+/// `GET …/slots/{slot}/stats`. Bytes and nanoseconds.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct SlotStats {
+    pub cpu_ns: u64,
+    pub memory: u64,
+    pub memory_limit: u64,
+    pub pids: u64,
+    pub disk: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_limit: Option<u64>,
+}
+
+/// One line of `GET …/slots/{slot}/logs`, which answers `{"items":[…]}`, or SSE events `line` with `?follow=true`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogLine {
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    pub line: String,
+}

@@ -1,0 +1,20 @@
+//! The pure heart of ChoirOS: names, hosts, lifecycles and policy as functions of (state, event, now).
+//! It must not know of I/O, clocks, environment, async runtimes or storage.
+
+pub mod awake;
+pub mod deployment;
+pub mod host;
+pub mod ids;
+pub mod limits;
+pub mod name;
+pub mod sandbox;
+pub mod settings;
+pub mod slot;
+
+pub use awake::Awake;
+pub use host::{Door, Hosts, SandboxHost, Target};
+pub use ids::{DeploymentId, Generation, IdRange, ReleaseId, SandboxId, SnapshotId, UserId, WorkspaceId};
+pub use limits::Limits;
+pub use name::Name;
+pub use settings::{Access, ReleaseConfig, WorkspaceSettings};
+pub use slot::Slot;

@@ -1,0 +1,259 @@
+//! What a person may set on a workspace, and what a release brings; later layers win over earlier ones.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::LimitsPatch;
+use crate::{Awake, Slot};
+
+/// Who may open a slot's app, or a port of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// The owner and people it was shared with.
+    #[default]
+    Private,
+    /// Any user of this box.
+    Members,
+    Public,
+}
+
+/// A value for each slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PerSlot<T: Default> {
+    pub live: T,
+    pub dev: T,
+}
+
+impl<T: Default + Copy> PerSlot<T> {
+    pub fn get(&self, slot: Slot) -> T {
+        match slot {
+            Slot::Live => self.live,
+            Slot::Dev => self.dev,
+        }
+    }
+}
+
+/// Who commits made in a sandbox are by, unless the repository says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GitIdentity {
+    pub name: String,
+    pub email: String,
+}
+
+/// Everything a PATCH of a workspace may set. In a PATCH a missing field changes nothing.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkspaceSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<PerSlot<Access>>,
+    /// Who may open a port other than the app's, by number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<BTreeMap<u16, Access>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitIdentity>,
+    /// IANA name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsPatch>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub awake: Option<PerSlot<Awake>>,
+    /// Seconds of idleness before a slot is paused; 0 never pauses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_pause_s: Option<u64>,
+    /// Seconds of idleness before a slot is stopped; 0 never stops.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_stop_s: Option<u64>,
+    /// Whether pages of the sandbox may register service workers, which outlive swaps and rollbacks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_workers: Option<bool>,
+    /// Whether an `Authorization` header that is not ours reaches the app.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward_authorization: Option<bool>,
+}
+
+/// How an app shows that it is well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthCheck {
+    #[serde(default = "root_path")]
+    pub path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The HTTP status that means well.
+    #[serde(default = "status_ok")]
+    pub expect: u16,
+    #[serde(default = "ten_seconds")]
+    pub timeout_s: u64,
+}
+
+fn root_path() -> String {
+    "/".to_owned()
+}
+
+fn status_ok() -> u16 {
+    200
+}
+
+fn ten_seconds() -> u64 {
+    10
+}
+
+/// What a release says about how to run it. A workspace's own settings win over it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReleaseConfig {
+    pub env: BTreeMap<String, String>,
+    /// A shell line run as the user `choir` in its home with each new generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<String>,
+    /// Further shell lines by name, run beside `start`.
+    pub services: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
+    pub limits: LimitsPatch,
+}
+
+/// The port of a slot's app where nothing says otherwise.
+pub const DEFAULT_APP_PORT: u16 = 3000;
+
+/// A setting that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingError(String);
+
+impl WorkspaceSettings {
+    /// These settings with a patch's values on top.
+    pub fn merged(self, patch: Self) -> Self {
+        Self {
+            app_port: patch.app_port.or(self.app_port),
+            access: patch.access.or(self.access),
+            ports: patch.ports.or(self.ports),
+            env: patch.env.or(self.env),
+            git: patch.git.or(self.git),
+            timezone: patch.timezone.or(self.timezone),
+            limits: match (self.limits, patch.limits) {
+                (Some(old), Some(new)) => Some(old.merged(&new)),
+                (old, new) => new.or(old),
+            },
+            awake: patch.awake.or(self.awake),
+            idle_pause_s: patch.idle_pause_s.or(self.idle_pause_s),
+            idle_stop_s: patch.idle_stop_s.or(self.idle_stop_s),
+            service_workers: patch.service_workers.or(self.service_workers),
+            forward_authorization: patch.forward_authorization.or(self.forward_authorization),
+        }
+    }
+
+    /// Refuses, with a sentence, what could not be put into effect.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        if let Some(limits) = &self.limits {
+            limits.validate().map_err(|e| SettingError(e.to_string()))?;
+        }
+        if let Some(port) = self.app_port {
+            check_port("app_port", port)?;
+        }
+        for port in self.ports.iter().flat_map(|p| p.keys()) {
+            check_port("ports", *port)?;
+        }
+        if let Some(zone) = &self.timezone {
+            jiff::tz::TimeZone::get(zone).map_err(|_| {
+                SettingError(format!(
+                    "`timezone` {zone:?} is not an IANA time zone such as `Europe/Berlin`"
+                ))
+            })?;
+        }
+        self.env.as_ref().map_or(Ok(()), validate_env)
+    }
+}
+
+fn check_port(field: &str, port: u16) -> Result<(), SettingError> {
+    if port == 0 || crate::host::RESERVED_PORTS.contains(&port) || port == crate::host::AGENT_PORT {
+        return Err(SettingError(format!(
+            "`{field}` cannot be {port}: it is 0 or belongs to ChoirOS; choose another port"
+        )));
+    }
+    Ok(())
+}
+
+/// Names as a shell takes them, values without NUL, and nothing that would replace what we set ourselves.
+pub fn validate_env(env: &BTreeMap<String, String>) -> Result<(), SettingError> {
+    for (name, value) in env {
+        let mut bytes = name.bytes();
+        let first = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+        if !first || !bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_') || name.len() > 128 {
+            return Err(SettingError(format!(
+                "`env` name {name:?} is not a shell variable name of at most 128 characters"
+            )));
+        }
+        if name.starts_with("CHOIR_") {
+            return Err(SettingError(format!(
+                "`env` name {name} is reserved: names that begin with CHOIR_ are set by ChoirOS"
+            )));
+        }
+        if value.contains('\0') || value.len() > 32 << 10 {
+            return Err(SettingError(format!(
+                "`env` value of {name} has a NUL or is over 32 KiB"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_changes_only_what_it_names() {
+        let old = WorkspaceSettings {
+            app_port: Some(3001),
+            idle_stop_s: Some(5),
+            ..Default::default()
+        };
+        let new = old.clone().merged(WorkspaceSettings {
+            app_port: Some(5173),
+            ..Default::default()
+        });
+        assert_eq!((new.app_port, new.idle_stop_s), (Some(5173), Some(5)));
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_by_name() {
+        let error = serde_json::from_str::<WorkspaceSettings>(r#"{"colour": 1}"#).unwrap_err();
+        assert!(error.to_string().contains("colour"));
+    }
+
+    #[test]
+    fn settings_that_cannot_be_are_refused_with_a_sentence() {
+        for bad in [
+            r#"{"app_port": 9091}"#,
+            r#"{"app_port": 0}"#,
+            r#"{"timezone": "Mars/Base"}"#,
+            r#"{"env": {"A B": "1"}}"#,
+            r#"{"env": {"CHOIR_X": "1"}}"#,
+            r#"{"limits": {"memory": 1}}"#,
+            r#"{"limits": {"cpus": -1.0}}"#,
+        ] {
+            let settings: WorkspaceSettings = serde_json::from_str(bad).unwrap();
+            assert!(settings.validate().is_err(), "{bad}");
+        }
+        let good =
+            r#"{"app_port": 5173, "timezone": "Europe/Berlin", "env": {"A": "1"}, "limits": {"memory": 536870912}}"#;
+        assert!(
+            serde_json::from_str::<WorkspaceSettings>(good)
+                .unwrap()
+                .validate()
+                .is_ok()
+        );
+    }
+}

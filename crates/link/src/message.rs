@@ -1,0 +1,123 @@
+//! What agent and runtime say to each other over the control link, and how much of it is believed.
+//!
+//! ```text
+//! agent                                   runtime
+//!   Hello{nonce, report} ───────────────▶   checks nonce and report
+//!   ◀─────────────────── Welcome{config}    + listening socket for the agent's API
+//!   Listener{Broker} + fd ──────────────▶
+//!   Listener{Egress} + fd ──────────────▶
+//!   ◀───────────────────────── Dial{id}     on demand, many at once
+//!   Dialled{id} + fd, or DialFailed{id} ─▶
+//!   Activity{..} ───────────────────────▶   when it changes
+//! ```
+//!
+//! The agent's side is hostile: the runtime accepts only what fits, at most one descriptor a message, each checked.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Where a sandbox finds the control socket and the nonce, mounted read-only.
+pub const RUN_DIR: &str = "/run/choir";
+/// Name of the hypervisor's socket in the run directory.
+pub const SOCKET: &str = "hypervisor.sock";
+/// Name of the nonce file in the run directory.
+pub const NONCE: &str = "nonce";
+/// The agent's own writable run directory inside a sandbox.
+pub const AGENT_DIR: &str = "/run/choir-agent";
+/// Where the agent's binary is mounted inside a sandbox.
+pub const AGENT_BINARY: &str = "/usr/libexec/choir/choir-sandbox";
+/// The version both sides speak; a runtime serves this one and the one before.
+pub const PROTOCOL: u32 = 1;
+
+/// Agent to runtime.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromAgent {
+    Hello {
+        protocol: u32,
+        version: String,
+        generation: u64,
+        nonce: String,
+        report: SelfReport,
+    },
+    /// With the descriptor of a listening loopback socket inside the sandbox.
+    Listener {
+        kind: ListenerKind,
+    },
+    /// With the descriptor of a connected loopback socket.
+    Dialled {
+        id: u64,
+    },
+    DialFailed {
+        id: u64,
+        reason: String,
+    },
+    /// How much is going on that proxied bytes do not show.
+    Activity {
+        tasks: u32,
+        terminals: u32,
+    },
+}
+
+/// Runtime to agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToAgent {
+    /// With the descriptor of the listening Unix socket on which the agent serves its API.
+    Welcome { config: Box<AgentConfig> },
+    /// Connect to 127.0.0.1, then ::1, port `port`, and answer with `id`.
+    Dial { id: u64, port: u16 },
+}
+
+/// Whose connections arrive on a handed-over listener. Identity is the listener, so there is no token to steal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ListenerKind {
+    Broker,
+    Egress,
+}
+
+impl ListenerKind {
+    /// The loopback port inside the sandbox.
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Broker => 9091,
+            Self::Egress => 9092,
+        }
+    }
+}
+
+/// How the agent runs things, sent with each welcome.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AgentConfig {
+    pub sandbox_id: String,
+    pub generation: u64,
+    pub nonce: String,
+    /// The whole environment of a user's process, HOME, PATH and proxy variables included.
+    pub env: BTreeMap<String, String>,
+    /// Shell lines run as the user once per generation, by name; `start` is the app itself.
+    pub services: BTreeMap<String, String>,
+}
+
+/// What the agent sees of its own confinement; compared with the template before the sandbox is used.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfReport {
+    /// `/proc/self/status`: CapBnd and CapEff as hexadecimal text, NoNewPrivs and Seccomp as numbers.
+    pub cap_bounding: String,
+    pub cap_effective: String,
+    pub no_new_privs: u8,
+    pub seccomp: u8,
+    /// Lines of `/proc/self/uid_map`, fields separated by one space.
+    pub uid_map: Vec<String>,
+    /// `mount point` → `options`, from `/proc/self/mountinfo`, per-mount and super options joined by a comma.
+    pub mounts: BTreeMap<String, String>,
+    /// Names of network interfaces.
+    pub interfaces: Vec<String>,
+    /// Soft limits: `nofile`, `nproc`, `core`.
+    pub rlimits: BTreeMap<String, u64>,
+    /// Names in the agent's own environment.
+    pub env_names: Vec<String>,
+    /// Host uid of a file the agent wrote to the volume is what the runtime checks; this is the file's name there.
+    pub proof_file: String,
+}

@@ -1,0 +1,156 @@
+//! What the proxy and its owner tell each other: who asks, who may pass, where to, and what was seen.
+//! It must not know how any of it is decided.
+
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use choir_core::{Door, Generation, SandboxHost};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use crate::Body;
+
+/// A byte stream that can be proxied over.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// A future in a box, for traits that are used as objects.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Monotonic milliseconds.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Who sent a request. Control-host requests carry it as an extension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The client's address; behind a trusted proxy, the one it reports.
+    pub addr: IpAddr,
+    /// Whether the client speaks TLS, to us or to a trusted proxy.
+    pub https: bool,
+}
+
+impl Peer {
+    /// The scheme of the origin this client sees.
+    pub fn scheme(&self) -> &'static str {
+        if self.https { "https" } else { "http" }
+    }
+}
+
+/// Serves the control host.
+pub trait Control: Send + Sync + 'static {
+    /// Answers one request; its extensions hold the [`Peer`].
+    fn serve(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// Decides who may pass to a sandbox host.
+pub trait Gate: Send + Sync + 'static {
+    /// Admits or answers a request. It may hold the request while the sandbox wakes. The head is as the client sent
+    /// it, cookies included; cross-site requests were refused before this is asked.
+    fn admit(&self, host: &SandboxHost, head: &Parts, peer: &Peer) -> impl Future<Output = Admission> + Send;
+}
+
+/// Connects to a sandbox.
+pub trait Dial: Send + Sync + 'static {
+    /// A fresh stream to one door of a generation. The caller may drop the future at any time.
+    fn open<'a>(&'a self, generation: &'a Generation, door: Door) -> BoxFuture<'a, io::Result<Box<dyn Io>>>;
+}
+
+/// What the gate says.
+pub enum Admission {
+    /// Forward it.
+    Pass(Arc<Route>, Arc<Visitor>),
+    /// Answer it here: a login redirect, the ticket callback, a 401, a 404, a waiting page.
+    Answer(Response<Body>),
+}
+
+/// Where a sandbox host leads right now. Make one per generation and door, and share it.
+#[derive(Debug)]
+pub struct Route {
+    pub generation: Generation,
+    pub door: Door,
+    /// Whether the owner lets pages register service workers.
+    pub service_workers: bool,
+    /// Whether the app may see `Authorization`; a `choir_` token never passes.
+    pub forward_authorization: bool,
+    pub activity: Arc<Activity>,
+}
+
+/// A person (or nobody, on a public host) with a session. Make one per session, and share it.
+#[derive(Debug, Default)]
+pub struct Visitor {
+    /// Set on each request after everything of that kind was removed: `x-choir-user` and the like.
+    pub identity: Vec<(HeaderName, HeaderValue)>,
+    /// Fires when the session ends: streams and websockets are then closed (1008), within 3 s.
+    pub closed: CancellationToken,
+}
+
+/// What was seen of a sandbox's use.
+pub struct Activity {
+    clock: Clock,
+    last: AtomicU64,
+    tunnels: AtomicUsize,
+}
+
+impl Activity {
+    /// Nothing seen yet but its making.
+    pub fn new(clock: Clock) -> Arc<Self> {
+        let last = AtomicU64::new(clock());
+        Arc::new(Self {
+            clock,
+            last,
+            tunnels: AtomicUsize::new(0),
+        })
+    }
+
+    /// When the last byte passed, either way, by the clock given.
+    pub fn last_ms(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
+    }
+
+    /// Open websockets.
+    pub fn tunnels(&self) -> usize {
+        self.tunnels.load(Ordering::Relaxed)
+    }
+
+    /// Notes use.
+    pub fn touch(&self) {
+        self.last.store((self.clock)(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn tunnel(self: &Arc<Self>) -> OpenTunnel {
+        self.tunnels.fetch_add(1, Ordering::Relaxed);
+        OpenTunnel(self.clone())
+    }
+}
+
+impl std::fmt::Debug for Activity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Activity")
+            .field("last_ms", &self.last_ms())
+            .field("tunnels", &self.tunnels())
+            .finish()
+    }
+}
+
+/// Counts one websocket while it lives.
+pub(crate) struct OpenTunnel(Arc<Activity>);
+
+impl OpenTunnel {
+    pub(crate) fn touch(&self) {
+        self.0.touch();
+    }
+}
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        self.0.tunnels.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,207 @@
+//! Containers and volumes behind two traits: `Runtime` (Podman, Process, Sim) and `Volumes` (the helper's client).
+//! It must not know users, sessions, routes or storage: it starts what it is told and says what it sees.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use choir_core::sandbox::Exit;
+use choir_core::{Door, Generation, IdRange, Limits, SandboxId};
+pub use choir_link::{AgentConfig, ListenerKind};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+mod compare;
+mod examine;
+mod gate;
+pub mod libpod;
+mod link;
+mod logs;
+pub mod podman;
+mod process;
+mod process_log;
+mod process_tree;
+pub mod sim;
+mod sim_app;
+pub mod stream;
+pub mod template;
+pub mod volumes;
+mod watch;
+
+pub use podman::{Podman, PodmanOptions};
+pub use process::Process;
+pub use sim::{Sim, SimVolumes};
+pub use stream::Stream;
+pub use volumes::VolumesClient;
+
+/// Everything one generation is made from. Two equal specs make two equal containers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    pub generation: Generation,
+    /// Proves that whoever answers is this generation; 64 hexadecimal characters.
+    pub nonce: String,
+    /// The owner's host ids.
+    pub ids: IdRange,
+    pub limits: Limits,
+    pub hostname: String,
+    pub agent: AgentConfig,
+}
+
+/// How the runtime sees one container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "status")]
+pub enum Seen {
+    Absent,
+    /// Made, never started.
+    Created,
+    Running,
+    Paused,
+    Exited(Exit),
+}
+
+/// A container found by its labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub generation: Generation,
+    pub nonce: String,
+    pub seen: Seen,
+}
+
+/// What a runtime tells without being asked.
+#[derive(Debug)]
+pub enum Notice {
+    /// The agent proved its nonce and its confinement equals the template. Comes again when the agent reconnects.
+    Ready { generation: Generation },
+    /// A container ended.
+    Exited { generation: Generation, exit: Exit },
+    /// The agent lost its connection and has not come back yet.
+    Lost { generation: Generation },
+    /// The container or its agent is not what the template says; the runtime has killed it.
+    Refused { generation: Generation, reason: String },
+    /// Tasks and terminals that run without any traffic.
+    Activity {
+        generation: Generation,
+        tasks: u32,
+        terminals: u32,
+    },
+    /// Somebody inside connected to the broker or the egress port.
+    Inside {
+        generation: Generation,
+        kind: ListenerKind,
+        stream: Stream,
+    },
+}
+
+/// Use of the box by one sandbox now. Bytes, except where the name says otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    pub cpu_ns: u64,
+    pub memory: u64,
+    pub memory_limit: u64,
+    pub pids: u64,
+}
+
+/// One line of a container's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    pub line: String,
+}
+
+/// Why the runtime could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing answers, or it takes too long: try again later.
+    #[error("the container service does not answer: {0}")]
+    Unavailable(String),
+    /// It answered with something that is no answer.
+    #[error("the container service answered what it should not: {0}")]
+    Protocol(String),
+    /// It answered, and refused.
+    #[error("the container service refused: {0}")]
+    Refused(String),
+    #[error("there is no such container")]
+    NotFound,
+    /// The container is in another state than the call needs, or somebody else is changing it.
+    #[error("the container is busy: {0}")]
+    Busy(String),
+    /// The sandbox does not listen there.
+    #[error("nothing in the sandbox listens on this port")]
+    NotListening,
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Runs generations. Every call has a deadline of its own and is idempotent: asked twice, it is done once.
+#[async_trait]
+pub trait Runtime: Send + Sync {
+    /// What it is and in which version, for `doctor`: pairs of name and value.
+    async fn describe(&self) -> Result<BTreeMap<String, String>>;
+    /// Everything with our label, running or not.
+    async fn list(&self) -> Result<Vec<Found>>;
+    /// Makes the container and opens the door its agent will knock at; starts nothing.
+    async fn create(&self, spec: &Spec) -> Result<()>;
+    /// Opens the door again for a container another process of ours made.
+    async fn adopt(&self, spec: &Spec) -> Result<()>;
+    /// Starts a created container. Readiness comes as a `Notice`.
+    async fn start(&self, generation: &Generation) -> Result<()>;
+    /// SIGTERM, then SIGKILL after `grace`. Returns when it has ended.
+    async fn stop(&self, generation: &Generation, grace: std::time::Duration) -> Result<Exit>;
+    async fn pause(&self, generation: &Generation) -> Result<()>;
+    async fn unpause(&self, generation: &Generation) -> Result<()>;
+    /// Kills if need be, and removes until it is gone, with its sockets.
+    async fn remove(&self, generation: &Generation) -> Result<()>;
+    async fn inspect(&self, generation: &Generation) -> Result<Seen>;
+    /// Changes memory, cpus and pids of a running container. Disk is the volume's.
+    async fn limit(&self, generation: &Generation, limits: &Limits) -> Result<()>;
+    async fn stats(&self, generation: &Generation) -> Result<Stats>;
+    /// The last `tail` lines, then, if `follow`, what comes, until the receiver is dropped.
+    async fn logs(&self, generation: &Generation, tail: usize, follow: bool) -> Result<mpsc::Receiver<LogLine>>;
+    /// A fresh connection into the sandbox.
+    async fn open(&self, generation: &Generation, door: Door) -> Result<Stream>;
+    /// The notices, once: there is one listener, the reconciler.
+    fn notices(&self) -> Option<mpsc::Receiver<Notice>>;
+}
+
+/// How much a volume holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub bytes: u64,
+    pub limit: Option<u64>,
+    /// False where the disk cannot enforce limits (plain copies).
+    pub enforced: bool,
+}
+
+/// The sandboxes' disks. Names are volume ids: a sandbox's, a release's or a snapshot's.
+#[async_trait]
+pub trait Volumes: Send + Sync {
+    /// `btrfs`, `plain` or `sim`, for `doctor`.
+    async fn backend(&self) -> Result<String>;
+    async fn list(&self) -> Result<Vec<String>>;
+    /// Makes a release's volume from an image archive; returns the SHA-256 of the archive as read, in hexadecimal.
+    async fn import(&self, release: &str, archive: &std::path::Path) -> Result<String>;
+    /// Gives all files of a volume to a range, container id 0 to its base.
+    async fn shift(&self, volume: &str, ids: IdRange) -> Result<()>;
+    /// A new volume whose `root` is the source's and whose home is empty. Already there: nothing is done.
+    async fn derive(&self, release: &str, sandbox: &SandboxId) -> Result<()>;
+    /// A copy of both parts.
+    async fn snapshot(&self, source: &str, target: &str, readonly: bool) -> Result<()>;
+    /// Gone or never there: fine.
+    async fn delete(&self, volume: &str) -> Result<()>;
+    async fn limit(&self, volume: &str, bytes: u64) -> Result<()>;
+    async fn usage(&self, volume: &str) -> Result<Usage>;
+}
+
+/// Where the real runtimes find things on this host.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Volumes: `<volumes>/<id>/root` and `<volumes>/<id>/home`.
+    pub volumes: PathBuf,
+    /// Sockets, nonces and files of ours, one directory a generation.
+    pub run: PathBuf,
+    /// The static agent.
+    pub agent: PathBuf,
+}

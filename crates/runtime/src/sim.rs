@@ -1,0 +1,413 @@
+//! The simulated runtime and volumes: in memory, deterministic, with scripted failures. For tests and benchmarks.
+//! Ships beside the real ones and passes the same contract suite.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use choir_core::sandbox::Exit;
+use choir_core::{Door, Generation, IdRange, Limits, SandboxId};
+use choir_link::ListenerKind;
+use tokio::sync::mpsc;
+
+use crate::gate;
+use crate::sim_app;
+use crate::{Error, Found, LogLine, Notice, Result, Runtime, Seen, Spec, Stats, Stream, Usage, Volumes};
+
+/// What goes wrong with the next start of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// `create` is refused.
+    FailCreate,
+    /// It runs, and its agent never comes.
+    NeverReady,
+    /// It becomes ready and ends with this code.
+    ExitAfterReady(i32),
+    /// `start` does not return.
+    Hang,
+}
+
+/// A world of containers that outlives the runtimes looking at it, as Podman's does.
+#[derive(Debug, Clone, Default)]
+pub struct World(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    containers: HashMap<Generation, Contained>,
+    faults: HashMap<SandboxId, VecDeque<Fault>>,
+    /// Containers started, ever.
+    starts: u64,
+    /// Ports something listens on in every sandbox; what is not here refuses.
+    ports: Vec<u16>,
+}
+
+#[derive(Debug)]
+struct Contained {
+    spec: Spec,
+    seen: Seen,
+    fault: Option<Fault>,
+    log: Vec<LogLine>,
+    limits: Limits,
+}
+
+impl World {
+    /// An empty world in which an echo app listens on 3000 in every sandbox.
+    pub fn new() -> Self {
+        let world = Self::default();
+        world.lock().ports.push(choir_core::settings::DEFAULT_APP_PORT);
+        world
+    }
+
+    /// Scripts the next creation of a container of this sandbox; several calls queue up.
+    pub fn fail_next(&self, sandbox: &SandboxId, fault: Fault) {
+        self.lock().faults.entry(sandbox.clone()).or_default().push_back(fault);
+    }
+
+    /// How many containers were started so far.
+    pub fn starts(&self) -> u64 {
+        self.lock().starts
+    }
+
+    /// Lets the echo app listen on one more port in every sandbox.
+    pub fn listen(&self, port: u16) {
+        self.lock().ports.push(port);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, generation: &Generation, f: impl FnOnce(&mut Contained) -> T) -> Result<T> {
+        self.lock().containers.get_mut(generation).map(f).ok_or(Error::NotFound)
+    }
+}
+
+/// A runtime over a `World`.
+#[derive(Debug)]
+pub struct Sim {
+    world: World,
+    sender: mpsc::Sender<Notice>,
+    notices: Mutex<Option<mpsc::Receiver<Notice>>>,
+}
+
+impl Sim {
+    /// A runtime that sees the world's containers.
+    pub fn new(world: World) -> Self {
+        let (sender, notices) = gate::notices();
+        Self { world, sender, notices }
+    }
+
+    /// As if the process inside had ended. Nothing happens where none runs.
+    pub async fn exit(&self, generation: &Generation, exit: Exit) {
+        let ended = self.world.with(generation, |c| {
+            let ran = matches!(c.seen, Seen::Running | Seen::Paused);
+            if ran {
+                c.seen = Seen::Exited(exit.clone());
+            }
+            ran
+        });
+        if matches!(ended, Ok(true)) {
+            self.tell(Notice::Exited {
+                generation: generation.clone(),
+                exit,
+            })
+            .await;
+        }
+    }
+
+    /// As if a program inside had connected to the broker or egress port; the program's end is returned.
+    pub async fn connect_inside(&self, generation: &Generation, kind: ListenerKind) -> Stream {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        self.tell(Notice::Inside {
+            generation: generation.clone(),
+            kind,
+            stream: Stream::Memory(far),
+        })
+        .await;
+        Stream::Memory(near)
+    }
+
+    /// As if the agent had reported what runs.
+    pub async fn activity(&self, generation: &Generation, tasks: u32, terminals: u32) {
+        self.tell(Notice::Activity {
+            generation: generation.clone(),
+            tasks,
+            terminals,
+        })
+        .await;
+    }
+
+    async fn tell(&self, notice: Notice) {
+        let _ = self.sender.send(notice).await;
+    }
+
+    async fn ready(&self, generation: &Generation, fault: Option<Fault>) {
+        if fault == Some(Fault::NeverReady) {
+            return;
+        }
+        self.tell(Notice::Ready {
+            generation: generation.clone(),
+        })
+        .await;
+        if let Some(Fault::ExitAfterReady(code)) = fault {
+            let exit = Exit {
+                code,
+                oom_killed: false,
+            };
+            self.exit(generation, exit).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Runtime for Sim {
+    async fn describe(&self) -> Result<BTreeMap<String, String>> {
+        Ok(BTreeMap::from([("runtime".to_owned(), "sim".to_owned())]))
+    }
+
+    async fn list(&self) -> Result<Vec<Found>> {
+        let world = self.world.lock();
+        let found = world.containers.values().map(|c| Found {
+            generation: c.spec.generation.clone(),
+            nonce: c.spec.nonce.clone(),
+            seen: c.seen.clone(),
+        });
+        Ok(found.collect())
+    }
+
+    async fn create(&self, spec: &Spec) -> Result<()> {
+        let mut world = self.world.lock();
+        match world.containers.get(&spec.generation) {
+            Some(present) if present.spec.nonce == spec.nonce => return Ok(()),
+            Some(_) => return Err(Error::Busy("the name is taken; start another generation".into())),
+            None => {}
+        }
+        let fault = world
+            .faults
+            .get_mut(&spec.generation.sandbox)
+            .and_then(VecDeque::pop_front);
+        if fault == Some(Fault::FailCreate) {
+            return Err(Error::Refused("the script says so".into()));
+        }
+        let contained = Contained {
+            spec: spec.clone(),
+            seen: Seen::Created,
+            fault,
+            log: Vec::new(),
+            limits: spec.limits,
+        };
+        world.containers.insert(spec.generation.clone(), contained);
+        Ok(())
+    }
+
+    async fn adopt(&self, spec: &Spec) -> Result<()> {
+        let (seen, nonce) = self
+            .world
+            .with(&spec.generation, |c| (c.seen.clone(), c.spec.nonce.clone()))?;
+        if nonce != spec.nonce {
+            let reason = "label choir.nonce is another".to_owned();
+            let generation = spec.generation.clone();
+            self.tell(Notice::Refused { generation, reason }).await;
+        } else if seen == Seen::Running {
+            self.ready(&spec.generation, None).await;
+        }
+        Ok(())
+    }
+
+    async fn start(&self, generation: &Generation) -> Result<()> {
+        let fault = {
+            let mut world = self.world.lock();
+            let contained = world.containers.get_mut(generation).ok_or(Error::NotFound)?;
+            match contained.seen {
+                Seen::Created => {}
+                Seen::Running => return Ok(()),
+                _ => return Err(Error::Busy("a container starts once".into())),
+            }
+            let fault = contained.fault;
+            if fault != Some(Fault::Hang) {
+                contained.seen = Seen::Running;
+                contained.log.push(LogLine {
+                    stream: "stdout".to_owned(),
+                    line: format!("generation {} started", generation.number),
+                });
+                world.starts += 1;
+            }
+            fault
+        };
+        if fault == Some(Fault::Hang) {
+            std::future::pending::<()>().await;
+        }
+        self.ready(generation, fault).await;
+        Ok(())
+    }
+
+    async fn stop(&self, generation: &Generation, _grace: Duration) -> Result<Exit> {
+        let ended = match self.world.with(generation, |c| c.seen.clone())? {
+            Seen::Exited(exit) => return Ok(exit),
+            Seen::Created | Seen::Absent => Exit {
+                code: 0,
+                oom_killed: false,
+            },
+            Seen::Running | Seen::Paused => Exit {
+                code: 143,
+                oom_killed: false,
+            },
+        };
+        self.exit(generation, ended.clone()).await;
+        Ok(ended)
+    }
+
+    async fn pause(&self, generation: &Generation) -> Result<()> {
+        self.world.with(generation, |c| match c.seen {
+            Seen::Running | Seen::Paused => {
+                c.seen = Seen::Paused;
+                Ok(())
+            }
+            _ => Err(Error::Busy("it does not run".into())),
+        })?
+    }
+
+    async fn unpause(&self, generation: &Generation) -> Result<()> {
+        self.world.with(generation, |c| match c.seen {
+            Seen::Running | Seen::Paused => {
+                c.seen = Seen::Running;
+                Ok(())
+            }
+            _ => Err(Error::Busy("it is not paused".into())),
+        })?
+    }
+
+    async fn remove(&self, generation: &Generation) -> Result<()> {
+        self.world.lock().containers.remove(generation);
+        Ok(())
+    }
+
+    async fn inspect(&self, generation: &Generation) -> Result<Seen> {
+        let world = self.world.lock();
+        Ok(world
+            .containers
+            .get(generation)
+            .map_or(Seen::Absent, |c| c.seen.clone()))
+    }
+
+    async fn limit(&self, generation: &Generation, limits: &Limits) -> Result<()> {
+        self.world.with(generation, |c| c.limits = *limits)
+    }
+
+    async fn stats(&self, generation: &Generation) -> Result<Stats> {
+        self.world.with(generation, |c| Stats {
+            cpu_ns: 1_000_000,
+            memory: 1 << 20,
+            memory_limit: c.limits.memory,
+            pids: 1,
+        })
+    }
+
+    async fn logs(&self, generation: &Generation, tail: usize, _follow: bool) -> Result<mpsc::Receiver<LogLine>> {
+        let lines = self
+            .world
+            .with(generation, |c| c.log[c.log.len().saturating_sub(tail)..].to_vec())?;
+        let (sender, receiver) = mpsc::channel(lines.len().max(1));
+        for line in lines {
+            let _ = sender.try_send(line);
+        }
+        Ok(receiver)
+    }
+
+    async fn open(&self, generation: &Generation, door: Door) -> Result<Stream> {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let agent = {
+            let world = self.world.lock();
+            let contained = world.containers.get(generation).ok_or(Error::NotFound)?;
+            if contained.seen != Seen::Running || contained.fault == Some(Fault::NeverReady) {
+                return Err(Error::Unavailable("its agent is not connected".into()));
+            }
+            match door {
+                Door::Agent => Some(contained.spec.agent.clone()),
+                Door::Port(port) if world.ports.contains(&port) => None,
+                Door::Port(_) => return Err(Error::NotListening),
+            }
+        };
+        tokio::spawn(sim_app::serve(far, generation.clone(), agent));
+        Ok(Stream::Memory(near))
+    }
+
+    fn notices(&self) -> Option<mpsc::Receiver<Notice>> {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Volumes in memory: names and limits, no files.
+#[derive(Debug, Clone, Default)]
+pub struct SimVolumes(Arc<Mutex<BTreeMap<String, Option<u64>>>>);
+
+impl SimVolumes {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<String, Option<u64>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copy(&self, source: &str, target: &str) -> Result<()> {
+        let mut all = self.all();
+        if !all.contains_key(source) {
+            return Err(Error::NotFound);
+        }
+        all.entry(target.to_owned()).or_default();
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Volumes for SimVolumes {
+    async fn backend(&self) -> Result<String> {
+        Ok("sim".to_owned())
+    }
+
+    async fn list(&self) -> Result<Vec<String>> {
+        Ok(self.all().keys().cloned().collect())
+    }
+
+    async fn import(&self, release: &str, archive: &Path) -> Result<String> {
+        self.all().insert(release.to_owned(), None);
+        // Distinct for distinct names, which is all that tests ask of it.
+        let text = archive.display().to_string();
+        let sum = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+        });
+        Ok(format!("{sum:064x}"))
+    }
+
+    async fn shift(&self, volume: &str, _ids: IdRange) -> Result<()> {
+        self.all().contains_key(volume).then_some(()).ok_or(Error::NotFound)
+    }
+
+    async fn derive(&self, release: &str, sandbox: &SandboxId) -> Result<()> {
+        self.copy(release, sandbox.as_str())
+    }
+
+    async fn snapshot(&self, source: &str, target: &str, _readonly: bool) -> Result<()> {
+        self.copy(source, target)
+    }
+
+    async fn delete(&self, volume: &str) -> Result<()> {
+        self.all().remove(volume);
+        Ok(())
+    }
+
+    async fn limit(&self, volume: &str, bytes: u64) -> Result<()> {
+        self.all()
+            .get_mut(volume)
+            .map(|l| *l = Some(bytes))
+            .ok_or(Error::NotFound)
+    }
+
+    async fn usage(&self, volume: &str) -> Result<Usage> {
+        let limit = *self.all().get(volume).ok_or(Error::NotFound)?;
+        Ok(Usage {
+            bytes: 4096,
+            limit,
+            enforced: limit.is_some(),
+        })
+    }
+}

@@ -1,0 +1,79 @@
+//! What answers inside a simulated sandbox: an agent's `/health`, and an app that echoes what it was sent.
+//! It must not know the simulated world around it.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use choir_core::Generation;
+use choir_link::AgentConfig;
+use http::{Request, Response, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::io::DuplexStream;
+
+/// Serves one connection: the agent's API where `agent` is given, else the app.
+pub(crate) async fn serve(stream: DuplexStream, generation: Generation, agent: Option<AgentConfig>) {
+    let service = service_fn(|request| {
+        let (generation, agent) = (generation.clone(), agent.clone());
+        async move {
+            Ok::<_, Infallible>(match agent {
+                Some(config) => health(&request, &generation, &config),
+                None => echo(request, &generation).await,
+            })
+        }
+    });
+    // The peer hanging up is how a connection ends.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+fn health(request: &Request<Incoming>, generation: &Generation, config: &AgentConfig) -> Response<Full<Bytes>> {
+    if request.uri().path() != "/health" {
+        let body = json!({"error": {"code": "not_found", "message": "The simulated agent only has /health."}});
+        return answer(404, &body);
+    }
+    let body = json!({
+        "status": "ok",
+        "service": "sandbox",
+        "version": "sim",
+        "sandbox_id": generation.sandbox,
+        "generation": generation.number,
+        "nonce": config.nonce,
+        "uptime_ms": 0,
+    });
+    answer(200, &body)
+}
+
+/// Tells which sandbox answered, and everything that reached it.
+async fn echo(request: Request<Incoming>, generation: &Generation) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let Ok(body) = body.collect().await else {
+        return answer(400, &json!({"error": "the body broke off"}));
+    };
+    let headers: Vec<(&str, String)> = head
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect();
+    let body = json!({
+        "sandbox": generation.sandbox,
+        "generation": generation.number,
+        "method": head.method.as_str(),
+        "target": head.uri.to_string(),
+        "headers": headers,
+        "body": String::from_utf8_lossy(&body.to_bytes()),
+    });
+    answer(200, &body)
+}
+
+fn answer(status: u16, body: &serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
+    let json = header::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}

@@ -1,0 +1,232 @@
+//! The two database threads: one writes and commits in groups, one reads. It must not know any table but its own.
+
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::oneshot;
+
+use crate::{Error, Result};
+
+/// Migrations in order; the schema version is how many were applied.
+const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_first.sql")];
+
+/// Jobs that one commit may carry, so that the first does not wait for an endless queue.
+const GROUP: usize = 256;
+
+type Job = Box<dyn FnOnce(&Connection) -> Box<dyn FnOnce(Option<Error>) + Send> + Send>;
+
+/// A handle on the database; clones share it. Dropping the last one ends its threads.
+#[derive(Clone, Debug)]
+pub struct Store {
+    writes: mpsc::Sender<Job>,
+    reads: mpsc::Sender<Job>,
+}
+
+/// Opens, checks and migrates.
+pub(crate) fn open(path: &Path) -> Result<Store> {
+    check_version()?;
+    create_private(path)?;
+    let mut writer = connect(path)?;
+    check_integrity(&writer)?;
+    migrate(&mut writer)?;
+    for suffix in ["-wal", "-shm"] {
+        tighten(&with_suffix(path, suffix))?;
+    }
+    let reader = connect(path)?;
+    let (writes, write_jobs) = mpsc::channel();
+    let (reads, read_jobs) = mpsc::channel();
+    spawn("store-write", move || write_loop(&writer, &write_jobs))?;
+    spawn("store-read", move || read_loop(&reader, &read_jobs))?;
+    Ok(Store { writes, reads })
+}
+
+impl Store {
+    /// Runs `job` in the next group commit; its answer comes when the commit is on the disk. When `job` fails,
+    /// what it wrote is undone and the others of the group are not touched.
+    pub(crate) async fn write<T, F>(&self, job: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+    {
+        let (answer, wait) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            let result = in_savepoint(connection, job);
+            Box::new(move |commit_error| {
+                // A caller that went away does not undo what it asked for.
+                let _ = answer.send(match (result, commit_error) {
+                    (Ok(_), Some(error)) => Err(error),
+                    (result, _) => result,
+                });
+            })
+        });
+        self.writes.send(job).map_err(|_| Error::Closed)?;
+        wait.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Runs `job` on the reading connection, which sees every commit that was answered.
+    pub(crate) async fn read<T, F>(&self, job: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+    {
+        let (answer, wait) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            let _ = answer.send(job(connection));
+            Box::new(|_| {})
+        });
+        self.reads.send(job).map_err(|_| Error::Closed)?;
+        wait.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Whether a write commits now; for readiness.
+    pub async fn check(&self) -> Result<()> {
+        self.write(|c| Ok(c.execute_batch("CREATE TEMP TABLE IF NOT EXISTS ready (x); DELETE FROM ready")?))
+            .await
+    }
+}
+
+fn in_savepoint<T>(connection: &Connection, job: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+    connection.execute_batch("SAVEPOINT job")?;
+    let result = job(connection);
+    let end = if result.is_ok() {
+        "RELEASE job"
+    } else {
+        "ROLLBACK TO job; RELEASE job"
+    };
+    // After a full disk SQLite may have rolled the whole transaction back, and the savepoint with it.
+    let ended = connection.execute_batch(end);
+    let value = result?;
+    ended?;
+    Ok(value)
+}
+
+fn write_loop(connection: &Connection, jobs: &mpsc::Receiver<Job>) {
+    while let Ok(first) = jobs.recv() {
+        let begun = connection.execute_batch("BEGIN IMMEDIATE");
+        let mut answers = vec![first(connection)];
+        while answers.len() < GROUP
+            && let Ok(job) = jobs.try_recv()
+        {
+            answers.push(job(connection));
+        }
+        let committed = begun.and_then(|()| connection.execute_batch("COMMIT"));
+        if let Err(error) = &committed {
+            tracing::error!(%error, "a commit failed");
+            // Fails when SQLite rolled back by itself; either way no transaction is left open.
+            let _ = connection.execute_batch("ROLLBACK");
+        }
+        for answer in answers {
+            let error = committed.as_ref().err().map(copy_of);
+            answer(error);
+        }
+    }
+}
+
+fn read_loop(connection: &Connection, jobs: &mpsc::Receiver<Job>) {
+    while let Ok(job) = jobs.recv() {
+        job(connection)(None);
+    }
+}
+
+/// One failed commit is everybody's error in the group.
+fn copy_of(error: &rusqlite::Error) -> Error {
+    match error {
+        rusqlite::Error::SqliteFailure(code, text) => rusqlite::Error::SqliteFailure(*code, text.clone()).into(),
+        other => Error::Corrupt(other.to_string()),
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map(drop)
+        .map_err(|e| Error::Open(format!("the database thread could not be started: {e}")))
+}
+
+fn connect(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
+         PRAGMA secure_delete = ON; PRAGMA trusted_schema = OFF; PRAGMA busy_timeout = 5000;
+         PRAGMA cache_size = -2048; PRAGMA journal_size_limit = 67108864;",
+    )?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+fn check_integrity(connection: &Connection) -> Result<()> {
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if verdict == "ok" {
+        return Ok(());
+    }
+    Err(Error::Open(format!(
+        "the database is damaged ({verdict}); restore the last backup, nothing was changed"
+    )))
+}
+
+fn migrate(connection: &mut Connection) -> Result<()> {
+    let version: usize = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version > MIGRATIONS.len() {
+        return Err(Error::Open(format!(
+            "the database has schema {version}, this binary knows up to {}; start the newer binary or restore the \
+             backup made before the upgrade",
+            MIGRATIONS.len()
+        )));
+    }
+    for (index, sql) in MIGRATIONS.iter().enumerate().skip(version) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(sql)?;
+        transaction.pragma_update(None, "user_version", index + 1)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+/// The WAL corruption bug is fixed in 3.51.3; 3.52.0 was withdrawn.
+fn check_version() -> Result<()> {
+    match rusqlite::version_number() {
+        3_052_000 => Err(Error::Open(
+            "SQLite 3.52.0 was withdrawn; build with another version".into(),
+        )),
+        n if n < 3_051_003 => Err(Error::Open(format!(
+            "SQLite {} is too old; 3.51.3 is the first safe one",
+            rusqlite::version()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn create_private(path: &Path) -> Result<()> {
+    let fail = |e: std::io::Error| Error::Open(format!("the database {} cannot be opened: {e}", path.display()));
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(fail)?;
+    let mode = std::fs::metadata(path).map_err(fail)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(Error::Open(format!(
+            "the database {} is readable by others (mode {mode:o}); run `chmod 600` on it",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+fn tighten(path: &Path) -> Result<()> {
+    match std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::Open(format!("{}: {e}", path.display()))),
+        _ => Ok(()),
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}

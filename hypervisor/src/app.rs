@@ -1,0 +1,141 @@
+//! Everything a request handler may use, in one place. It must not hold state that the database should hold.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use choir_core::settings::PerSlot;
+use choir_core::{Door, Generation, Hosts, SandboxHost, Slot};
+use choir_proxy::route::BoxFuture;
+use choir_proxy::{Answers, Dial, Forwarder, Io};
+use choir_runtime::Runtime;
+use choir_store::{AuditEvent, Store, WorkspaceView};
+use tokio::sync::watch;
+
+use crate::auth::Auth;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::random::Random;
+use crate::reconcile::{DataPlane, Fleet, launch};
+use crate::releases::Releases;
+use crate::table::{Entry, Table, Target};
+
+/// How long a request is held while its sandbox wakes.
+pub const HOLD: Duration = Duration::from_secs(30);
+
+/// The composed control plane.
+pub struct App {
+    pub config: Arc<Config>,
+    pub hosts: Hosts,
+    pub store: Store,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+    pub auth: Auth,
+    pub fleet: Arc<Fleet>,
+    pub releases: Arc<Releases>,
+    pub table: Table,
+    pub forwarder: Arc<Forwarder>,
+    pub answers: Arc<Answers>,
+    /// Rings whenever a deployment ends.
+    pub deployment_ended: watch::Sender<()>,
+    /// Whether what ran before this process was taken over.
+    pub adopted: watch::Sender<bool>,
+    /// The master key is missing.
+    pub sealed: bool,
+    pub metrics_token: Option<String>,
+}
+
+impl App {
+    /// Publishes what a workspace's hosts mean, as read from the database.
+    pub async fn publish(&self, view: &WorkspaceView) {
+        let workspace = &view.workspace;
+        if workspace.deleting {
+            self.table.remove(&workspace.user_name, &workspace.name, &workspace.id);
+            return;
+        }
+        let (Some(live), Some(dev)) = (self.fleet.handle(&view.live.id), self.fleet.handle(&view.dev.id)) else {
+            return;
+        };
+        let settings = &workspace.settings;
+        let entry = Entry {
+            workspace: workspace.id.clone(),
+            owner: workspace.user.clone(),
+            epoch: workspace.epoch,
+            app_port: PerSlot {
+                live: self.app_port(view, Slot::Live).await,
+                dev: self.app_port(view, Slot::Dev).await,
+            },
+            access: settings.access.unwrap_or_default(),
+            ports: settings.ports.clone().unwrap_or_default(),
+            service_workers: settings.service_workers.unwrap_or(false),
+            forward_authorization: settings.forward_authorization.unwrap_or(false),
+            live: Target::new(live),
+            dev: Target::new(dev),
+        };
+        self.table
+            .publish(workspace.user_name.clone(), workspace.name.clone(), entry);
+        self.fleet.settings_changed(view).await;
+    }
+
+    /// The port of a slot's app: the workspace's setting over the release's.
+    pub async fn app_port(&self, view: &WorkspaceView, slot: Slot) -> u16 {
+        let release = self.releases.config(&view.slot(slot).release).await.unwrap_or_default();
+        launch::app_port(view, &release)
+    }
+
+    /// Where a slot's app is served.
+    pub fn address(&self, view: &WorkspaceView, slot: Slot) -> String {
+        let host = SandboxHost {
+            port: None,
+            slot,
+            workspace: view.workspace.name.clone(),
+            user: view.workspace.user_name.clone(),
+        };
+        format!(
+            "{}://{}/",
+            self.config.control.origin.scheme(),
+            self.hosts.sandbox(&host)
+        )
+    }
+
+    /// An audit event about a workspace, by its owner.
+    pub fn event(&self, view: &WorkspaceView, action: &'static str) -> AuditEvent {
+        AuditEvent {
+            at: self.clock.now(),
+            actor: view.workspace.user.to_string(),
+            user: Some(view.workspace.user.clone()),
+            action,
+            subject: view.workspace.id.to_string(),
+            outcome: "ok",
+        }
+    }
+}
+
+/// Reaches sandboxes through the runtime.
+pub struct Doors(pub Arc<dyn Runtime>);
+
+impl Dial for Doors {
+    fn open<'a>(&'a self, generation: &'a Generation, door: Door) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
+        Box::pin(async move {
+            match self.0.open(generation, door).await {
+                Ok(stream) => Ok(Box::new(stream) as Box<dyn Io>),
+                Err(choir_runtime::Error::NotListening) => Err(io::ErrorKind::ConnectionRefused.into()),
+                Err(choir_runtime::Error::Io(error)) => Err(error),
+                Err(other) => Err(io::Error::other(other)),
+            }
+        })
+    }
+}
+
+/// The forwarder, as the fleet sees it.
+pub struct Plane(pub Arc<Forwarder>);
+
+impl DataPlane for Plane {
+    fn in_flight(&self, generation: &Generation) -> bool {
+        self.0.in_flight(generation) > 0
+    }
+
+    fn retire(&self, generation: &Generation) {
+        self.0.retire(generation);
+    }
+}

@@ -1,0 +1,114 @@
+//! The HTTP side of deployments. It must not carry one out.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use choir_api::workspaces as api;
+use choir_store::Deployment;
+use serde::Deserialize;
+
+use crate::app::App;
+use crate::auth::extract::Query;
+use crate::auth::{Caller, routes};
+use crate::error::{ApiError, ApiResult};
+use crate::workspaces::routes::Wait;
+
+routes! {
+    pub ROUTES, router -> Arc<App>;
+    User POST post "/api/workspaces/{ws}/swap" => swap;
+    User GET get "/api/workspaces/{ws}/deployments" => list;
+    User GET get "/api/workspaces/{ws}/deployments/{id}" => show;
+}
+
+async fn swap(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(ws): Path<String>,
+    Query(wait): Query<Wait>,
+    headers: HeaderMap,
+) -> ApiResult<(StatusCode, Json<api::Deployment>)> {
+    let view = app.workspace(&caller.user, &ws).await?;
+    let key = idempotency_key(&headers)?;
+    let deployment = app.begin_swap(&view, key, app.event(&view, "workspace.swap")).await?;
+    let deployment = app
+        .await_deployment(&view.workspace.id, &deployment.id, wait.duration())
+        .await?;
+    let status = if deployment.finished_at.is_some() {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    Ok((status, Json(wire(deployment))))
+}
+
+fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<String>> {
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    match value.to_str() {
+        Ok(key) if (1..=200).contains(&key.len()) => Ok(Some(key.to_owned())),
+        _ => Err(ApiError::bad_request(
+            "bad_key",
+            "An Idempotency-Key has 1 to 200 visible ASCII characters.",
+        )),
+    }
+}
+
+#[derive(Deserialize)]
+struct Pages {
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(ws): Path<String>,
+    Query(pages): Query<Pages>,
+) -> ApiResult<Json<api::Page<api::Deployment>>> {
+    let view = app.workspace(&caller.user, &ws).await?;
+    let bad_cursor = |_| ApiError::bad_request("bad_cursor", "The cursor is not one this list gave.");
+    let before = pages.cursor.map(|c| c.parse().map_err(bad_cursor)).transpose()?;
+    let limit = pages.limit.unwrap_or(50).clamp(1, 200);
+    let found = app.store.deployments(&view.workspace.id, before, limit).await?;
+    let full = found.len() == limit as usize;
+    let next_cursor = found.last().filter(|_| full).map(|d| d.created_at.to_string());
+    Ok(Json(api::Page {
+        items: found.into_iter().map(wire).collect(),
+        next_cursor,
+    }))
+}
+
+async fn show(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((ws, id)): Path<(String, String)>,
+) -> ApiResult<Json<api::Deployment>> {
+    let view = app.workspace(&caller.user, &ws).await?;
+    let id = id.parse().map_err(|_| ApiError::not_found())?;
+    Ok(Json(wire(app.store.deployment(&view.workspace.id, &id).await?)))
+}
+
+fn wire(deployment: Deployment) -> api::Deployment {
+    let mut before = deployment.created_at;
+    let steps = deployment.steps.iter().map(|passed| {
+        let took = passed.at.duration_since(before).as_millis();
+        before = passed.at;
+        api::DeploymentStep {
+            step: passed.step,
+            at: passed.at,
+            took_ms: u64::try_from(took).unwrap_or(0),
+        }
+    });
+    api::Deployment {
+        id: deployment.id.clone(),
+        kind: deployment.kind,
+        step: deployment.step,
+        created_at: deployment.created_at,
+        finished_at: deployment.finished_at,
+        reason: deployment.reason.clone(),
+        steps: steps.collect(),
+    }
+}

@@ -1,0 +1,24 @@
+//! The control plane: auth, routing, lifecycle, deployments; the composition root of everything else.
+//! Policy lives in `choir-core`, bytes in `choir-proxy`, SQL in `choir-store`, containers in `choir-runtime`.
+
+pub mod app;
+pub mod auth;
+pub mod broker;
+pub mod clock;
+pub mod config;
+pub mod console;
+pub mod deployments;
+pub mod egress;
+pub mod error;
+pub mod gate;
+pub mod health;
+pub mod keys;
+pub mod pages;
+pub mod places;
+pub mod random;
+pub mod reconcile;
+pub mod releases;
+pub mod router;
+pub mod serve;
+pub mod table;
+pub mod workspaces;

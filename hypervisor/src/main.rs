@@ -1,0 +1,102 @@
+//! The command line of the hypervisor. It must not decide anything that the library should.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use choir_hypervisor::config::{Config, LogFormat};
+use choir_hypervisor::{console, serve};
+use clap::{Parser, Subcommand};
+
+/// ChoirOS control plane: sign-in, routing, sandboxes.
+#[derive(Parser)]
+#[command(
+    name = "choir-hypervisor",
+    version,
+    after_help = "Example: choir-hypervisor --config /etc/choir/hypervisor.toml serve"
+)]
+struct Cli {
+    /// The configuration; development defaults with data in ./data where this file does not exist.
+    #[arg(long, default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const DEFAULT_CONFIG: &str = "/etc/choir/hypervisor.toml";
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run until stopped.
+    Serve,
+    /// Say whether the configuration is complete and safe.
+    CheckConfig,
+    /// Print a new claim link, while there is no user.
+    Claim,
+    /// Print a one-time link with which USER can register a new passkey.
+    Recover { user: String },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("choir-hypervisor: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let fall_back = cli.config == PathBuf::from(DEFAULT_CONFIG) && !cli.config.exists();
+    let (config, warnings) = if fall_back {
+        let config = Config::default();
+        let warnings = config.judge()?;
+        (config, warnings)
+    } else {
+        Config::load(&cli.config)?
+    };
+    match cli.verb {
+        Verb::CheckConfig => {
+            for warning in warnings {
+                println!("warning: {warning}");
+            }
+            println!("{} is complete and safe", cli.config.display());
+            Ok(())
+        }
+        Verb::Serve => {
+            start_logging(&config)?;
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
+            runtime()?.block_on(serve::serve(config))
+        }
+        Verb::Claim => {
+            println!("{}", runtime()?.block_on(console::claim(config))?);
+            Ok(())
+        }
+        Verb::Recover { user } => {
+            println!("{}", runtime()?.block_on(console::recover(config, &user))?);
+            Ok(())
+        }
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+}
+
+fn start_logging(config: &Config) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.with_ansi(false).init(),
+    }
+    Ok(())
+}

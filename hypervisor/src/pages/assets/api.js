@@ -1,0 +1,80 @@
+// Calls to the control plane, and how a page tells what happened. It must not know any page.
+
+export async function call(method, path, body) {
+  const headers = { 'X-Choir': '1', Accept: 'application/json' };
+  if (body !== undefined) headers['Content-Type'] = 'application/json';
+  const answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  if (answer.status === 204) return null;
+  const data = await answer.json().catch(() => null);
+  if (answer.ok) return data;
+  const error = new Error(data?.error?.message ?? 'The server could not be reached as expected; try again.');
+  error.code = data?.error?.code;
+  throw error;
+}
+
+export function say(text) {
+  document.getElementById('status').textContent = text;
+}
+
+export function complain(error) {
+  const place = document.getElementById('error');
+  // NotAllowedError is what browsers give when a person cancels or waits too long.
+  place.textContent =
+    error?.name === 'NotAllowedError' ? 'The passkey prompt was cancelled or timed out; try again.' : (error?.message ?? String(error));
+  place.hidden = false;
+  say('');
+}
+
+// Runs one action at a time per element; while it runs, its buttons are off.
+export async function run(element, action) {
+  const buttons = element.matches('button') ? [element] : [...element.querySelectorAll('button')];
+  document.getElementById('error').hidden = true;
+  for (const button of buttons) button.disabled = true;
+  try {
+    await action();
+  } catch (error) {
+    complain(error);
+  } finally {
+    for (const button of buttons) button.disabled = false;
+  }
+}
+
+function passkeys() {
+  if (!globalThis.PublicKeyCredential?.parseRequestOptionsFromJSON) {
+    throw new Error('This browser is too old for passkeys; update it or use another one.');
+  }
+  return globalThis.PublicKeyCredential;
+}
+
+export async function createPasskey(start) {
+  const options = await call('POST', '/auth/register/start', start);
+  const publicKey = passkeys().parseCreationOptionsFromJSON(options.publicKey);
+  const credential = await navigator.credentials.create({ publicKey });
+  return call('POST', '/auth/register/finish', { credential: credential.toJSON() });
+}
+
+// `path` is /auth/login or /auth/step-up.
+export async function usePasskey(path) {
+  const options = await call('POST', `${path}/start`, {});
+  const publicKey = passkeys().parseRequestOptionsFromJSON(options.publicKey);
+  const credential = await navigator.credentials.get({ publicKey });
+  return call('POST', `${path}/finish`, { credential: credential.toJSON() });
+}
+
+// Does something delicate; asks for the passkey first where the server wants that.
+export async function confirmed(action) {
+  try {
+    return await action();
+  } catch (error) {
+    if (error.code !== 'step_up_required') throw error;
+    say('Confirm with your passkey.');
+    await usePasskey('/auth/step-up');
+    say('');
+    return action();
+  }
+}
+
+export async function logout() {
+  await call('POST', '/auth/logout');
+  location.assign('/login');
+}

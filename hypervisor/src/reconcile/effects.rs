@@ -1,0 +1,146 @@
+//! What a worker does to the world, one function each. All are idempotent: after a crash they are simply done again.
+
+use std::sync::Arc;
+
+use choir_core::sandbox::{Exit, STOP_GRACE};
+use choir_core::{Generation, SandboxId, WorkspaceId};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Fleet, launch};
+
+/// One thing to do for a sandbox.
+pub enum Effect {
+    Create,
+    Start(u64, String),
+    Stop(u64),
+    Pause(u64),
+    Thaw(u64),
+    Remove(u64),
+    Delete,
+}
+
+/// What came of it; errors are sentences.
+pub enum Outcome {
+    Created(Result<(), String>),
+    Started(u64, Result<OwnedSemaphorePermit, String>),
+    Stopped(u64, Exit),
+    Paused(Result<(), String>),
+    Thawed(Result<(), String>),
+    Removed(Result<(), String>),
+    Deleted(Result<(), String>),
+}
+
+/// Carries out one effect.
+pub async fn run(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, effect: Effect) -> Outcome {
+    let generation = |number| Generation {
+        sandbox: id.clone(),
+        number,
+    };
+    let runtime = &fleet.services.runtime;
+    match effect {
+        Effect::Create => Outcome::Created(create(&fleet, &id, &workspace).await),
+        Effect::Start(number, nonce) => {
+            Outcome::Started(number, start(&fleet, &workspace, &generation(number), nonce).await)
+        }
+        Effect::Stop(number) => Outcome::Stopped(number, stop(&fleet, &generation(number)).await),
+        Effect::Pause(number) => Outcome::Paused(runtime.pause(&generation(number)).await.map_err(text)),
+        Effect::Thaw(number) => Outcome::Thawed(runtime.unpause(&generation(number)).await.map_err(text)),
+        Effect::Remove(number) => Outcome::Removed(runtime.remove(&generation(number)).await.map_err(text)),
+        Effect::Delete => Outcome::Deleted(delete(&fleet, &id).await),
+    }
+}
+
+async fn create(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Result<(), String> {
+    let view = fleet.services.store.workspace(workspace).await.map_err(text)?;
+    let sandbox = if view.live.id == *id { &view.live } else { &view.dev };
+    let copy = fleet
+        .services
+        .releases
+        .copy_for(&sandbox.release, &view.workspace.user)
+        .await?;
+    let limits = launch::limits(
+        &view,
+        &fleet.services.config,
+        &fleet.services.releases.config(&sandbox.release).await?,
+    );
+    let volumes = &fleet.services.volumes;
+    volumes.derive(&copy.volume, id).await.map_err(text)?;
+    volumes.limit(id.as_str(), limits.disk).await.map_err(text)
+}
+
+async fn start(
+    fleet: &Fleet,
+    workspace: &WorkspaceId,
+    generation: &Generation,
+    nonce: String,
+) -> Result<OwnedSemaphorePermit, String> {
+    let permit = fleet.places.clone().acquire_owned().await.map_err(text)?;
+    let spec = launch::spec(&fleet.services, workspace, generation, nonce).await?;
+    fleet.services.runtime.create(&spec).await.map_err(text)?;
+    fleet.services.runtime.start(generation).await.map_err(text)?;
+    Ok(permit)
+}
+
+/// Ends the container. A service that does not answer is asked again until it does: a container that might still
+/// run is not called stopped.
+async fn stop(fleet: &Fleet, generation: &Generation) -> Exit {
+    let runtime = &fleet.services.runtime;
+    let mut wait = std::time::Duration::from_millis(200);
+    loop {
+        // A frozen process cannot hear that it should end.
+        let _ = runtime.unpause(generation).await;
+        match runtime.stop(generation, STOP_GRACE).await {
+            Ok(exit) => return exit,
+            Err(choir_runtime::Error::NotFound) => {
+                return Exit {
+                    code: 0,
+                    oom_killed: false,
+                };
+            }
+            Err(error) => tracing::warn!(%generation, %error, "a container could not be stopped; trying again"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(std::time::Duration::from_secs(10));
+    }
+}
+
+async fn delete(fleet: &Fleet, id: &SandboxId) -> Result<(), String> {
+    let runtime = &fleet.services.runtime;
+    for found in runtime.list().await.map_err(text)? {
+        if found.generation.sandbox == *id {
+            runtime.remove(&found.generation).await.map_err(text)?;
+        }
+    }
+    fleet.services.volumes.delete(id.as_str()).await.map_err(text)
+}
+
+/// Puts new limits into effect: on the disk always, on the container where one runs.
+pub async fn limit(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, generation: Option<u64>) {
+    let result = async {
+        let view = fleet.services.store.workspace(&workspace).await.map_err(text)?;
+        let sandbox = if view.live.id == id { &view.live } else { &view.dev };
+        let release = fleet.services.releases.config(&sandbox.release).await?;
+        let limits = launch::limits(&view, &fleet.services.config, &release);
+        fleet
+            .services
+            .volumes
+            .limit(id.as_str(), limits.disk)
+            .await
+            .map_err(text)?;
+        if let Some(number) = generation {
+            let generation = Generation {
+                sandbox: id.clone(),
+                number,
+            };
+            fleet.services.runtime.limit(&generation, &limits).await.map_err(text)?;
+        }
+        Ok::<(), String>(())
+    };
+    if let Err(reason) = result.await {
+        tracing::warn!(sandbox.id = %id, reason, "new limits take effect at the next start");
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

@@ -1,0 +1,131 @@
+//! From settings to a spec: which limits, which environment, which commands. Pure but for reading the database.
+
+use std::collections::BTreeMap;
+
+use choir_core::settings::{DEFAULT_APP_PORT, ReleaseConfig};
+use choir_core::{Generation, Limits, Slot, WorkspaceId};
+use choir_runtime::{AgentConfig, ListenerKind, Spec};
+use choir_store::WorkspaceView;
+
+use super::Services;
+use crate::config::Config;
+
+/// What one generation is to be made from, as the database says now.
+pub async fn spec(
+    services: &Services,
+    workspace: &WorkspaceId,
+    generation: &Generation,
+    nonce: String,
+) -> Result<Spec, String> {
+    let view = services.store.workspace(workspace).await.map_err(|e| e.to_string())?;
+    let slot = if view.live.id == generation.sandbox {
+        Slot::Live
+    } else {
+        Slot::Dev
+    };
+    let release = services.releases.config(&view.slot(slot).release).await?;
+    Ok(Spec {
+        generation: generation.clone(),
+        nonce: nonce.clone(),
+        ids: view.workspace.ids,
+        limits: limits(&view, &services.config, &release),
+        hostname: format!("{}-{slot}", view.workspace.name),
+        agent: AgentConfig {
+            sandbox_id: generation.sandbox.to_string(),
+            generation: generation.number,
+            nonce,
+            env: environment(&view, slot, &generation.sandbox.to_string(), &release),
+            services: commands(&release),
+        },
+    })
+}
+
+/// The workspace's limits over the release's over the box's.
+pub fn limits(view: &WorkspaceView, config: &Config, release: &ReleaseConfig) -> Limits {
+    let own = view.workspace.settings.limits.unwrap_or_default();
+    config.limits().patched(&release.limits).patched(&own)
+}
+
+/// The port the app listens on.
+pub fn app_port(view: &WorkspaceView, release: &ReleaseConfig) -> u16 {
+    view.workspace
+        .settings
+        .app_port
+        .or(release.app_port)
+        .unwrap_or(DEFAULT_APP_PORT)
+}
+
+fn commands(release: &ReleaseConfig) -> BTreeMap<String, String> {
+    let mut commands = release.services.clone();
+    if let Some(start) = &release.start {
+        commands.insert("start".to_owned(), start.clone());
+    }
+    commands
+}
+
+/// The whole environment of a user's process. Later entries win: what a person set wins over what a release brings,
+/// and nothing wins over the names that are ours.
+fn environment(view: &WorkspaceView, slot: Slot, sandbox: &str, release: &ReleaseConfig) -> BTreeMap<String, String> {
+    let settings = &view.workspace.settings;
+    let mut env: BTreeMap<String, String> = BTreeMap::new();
+    let mut set = |name: &str, value: &str| env.insert(name.to_owned(), value.to_owned());
+    set("HOME", "/home/choir");
+    set("USER", "choir");
+    set("LOGNAME", "choir");
+    set("SHELL", "/bin/bash");
+    set("LANG", "C.UTF-8");
+    set(
+        "PATH",
+        "/home/choir/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    );
+    let bundle = "/etc/ssl/certs/ca-certificates.crt";
+    for name in [
+        "SSL_CERT_FILE",
+        "CURL_CA_BUNDLE",
+        "GIT_SSL_CAINFO",
+        "REQUESTS_CA_BUNDLE",
+        "PIP_CERT",
+        "NODE_EXTRA_CA_CERTS",
+    ] {
+        set(name, bundle);
+    }
+    // Node's own fetch ignores proxy variables unless told.
+    set("NODE_USE_ENV_PROXY", "1");
+    let proxy = format!("http://127.0.0.1:{}", ListenerKind::Egress.port());
+    for name in [
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+    ] {
+        set(name, &proxy);
+    }
+    for name in ["NO_PROXY", "no_proxy"] {
+        set(name, "localhost,127.0.0.1,::1");
+    }
+    set("npm_config_noproxy", "localhost,127.0.0.1,::1");
+    set("CARGO_HTTP_PROXY", &proxy);
+    set("CARGO_HTTP_CAINFO", bundle);
+    if let Some(git) = &settings.git {
+        for role in ["AUTHOR", "COMMITTER"] {
+            set(&format!("GIT_{role}_NAME"), &git.name);
+            set(&format!("GIT_{role}_EMAIL"), &git.email);
+        }
+    }
+    if let Some(zone) = &settings.timezone {
+        set("TZ", zone);
+    }
+    env.extend(release.env.clone());
+    env.extend(settings.env.clone().unwrap_or_default());
+    let mut set = |name: &str, value: &str| env.insert(name.to_owned(), value.to_owned());
+    set("CHOIR_SANDBOX_ID", sandbox);
+    set("CHOIR_WORKSPACE", view.workspace.name.as_str());
+    set("CHOIR_SLOT_AT_START", slot.as_str());
+    set(
+        "CHOIR_BROKER_URL",
+        &format!("http://127.0.0.1:{}", ListenerKind::Broker.port()),
+    );
+    env
+}

@@ -1,0 +1,464 @@
+//! The fleet: one worker per sandbox, brought up from the database and from what really runs. It must not know HTTP.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use choir_core::sandbox::{Desired, Observed};
+use choir_core::{Generation, SandboxId, Slot, UserId, WorkspaceId};
+use choir_proxy::Activity;
+use choir_runtime::{Found, Notice, Runtime, Seen, Stream, Volumes};
+use choir_store::{AuditEvent, Sandbox, Store, WorkspaceView};
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::random::{Random, draw};
+use crate::releases::Releases;
+
+mod effects;
+pub mod launch;
+mod worker;
+
+use worker::Worker;
+pub use worker::{Ask, Policy};
+
+/// What workers need of the rest.
+pub struct Services {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub runtime: Arc<dyn Runtime>,
+    pub volumes: Arc<dyn Volumes>,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+    pub releases: Arc<Releases>,
+}
+
+/// What is known of a sandbox at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    pub desired: Desired,
+    pub observed: Observed,
+}
+
+/// A sandbox's worker, seen from outside.
+#[derive(Clone)]
+pub struct Handle {
+    pub id: SandboxId,
+    pub workspace: WorkspaceId,
+    pub owner: UserId,
+    pub status: watch::Receiver<Status>,
+    pub activity: Arc<Activity>,
+    policy: Arc<ArcSwap<Policy>>,
+    inbox: mpsc::Sender<Ask>,
+}
+
+/// Why a sandbox that was asked for is not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WakeError {
+    #[error("the sandbox failed to start: {0}")]
+    Failed(String),
+    #[error("the sandbox is still starting; try again shortly")]
+    TooLong,
+    #[error("the sandbox is being deleted")]
+    Deleted,
+}
+
+/// What a generation's broker and egress listeners are handed to.
+pub type Inside = mpsc::Sender<(Generation, choir_runtime::ListenerKind, Stream)>;
+
+/// Something about how proxied traffic ends, which the fleet asks the data plane for.
+pub trait DataPlane: Send + Sync {
+    /// Whether requests are in flight to this generation.
+    fn in_flight(&self, generation: &Generation) -> bool;
+    /// The generation has ended: drop its pooled connections.
+    fn retire(&self, generation: &Generation);
+}
+
+/// All workers.
+pub struct Fleet {
+    pub services: Services,
+    pub(crate) places: Arc<Semaphore>,
+    handles: RwLock<HashMap<SandboxId, Handle>>,
+    data_plane: Arc<dyn DataPlane>,
+    /// Monotonic milliseconds, as the activity counters use them.
+    ticks: choir_proxy::Clock,
+}
+
+impl Handle {
+    /// What it should be from now on; returns when that is in the database.
+    pub async fn desire(&self, desired: Desired, audit: AuditEvent) -> choir_store::Result<()> {
+        self.ask(|reply| Ask::Desire(desired, audit, reply)).await
+    }
+
+    /// A new generation.
+    pub async fn restart(&self, audit: AuditEvent) -> choir_store::Result<()> {
+        self.ask(|reply| Ask::Restart(audit, reply)).await
+    }
+
+    /// Freezes it, if it is ready.
+    pub async fn pause(&self) {
+        let _ = self.inbox.send(Ask::Pause).await;
+    }
+
+    async fn ask(&self, make: impl FnOnce(oneshot::Sender<choir_store::Result<()>>) -> Ask) -> choir_store::Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox
+            .send(make(reply))
+            .await
+            .map_err(|_| choir_store::Error::NotFound)?;
+        answer.await.map_err(|_| choir_store::Error::NotFound)?
+    }
+
+    /// The generation whose container is there now, if any.
+    pub fn present(&self) -> Option<Generation> {
+        let number = self.status.borrow().observed.generation()?;
+        Some(Generation {
+            sandbox: self.id.clone(),
+            number,
+        })
+    }
+
+    /// The generation that is ready now, without waiting.
+    pub fn ready(&self) -> Option<Generation> {
+        match self.status.borrow().observed {
+            Observed::Ready { generation, .. } => Some(Generation {
+                sandbox: self.id.clone(),
+                number: generation,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Wakes it if need be and waits until it is ready. Many callers cause one start.
+    pub async fn wake(&self, within: Duration) -> Result<Generation, WakeError> {
+        if let Some(generation) = self.ready() {
+            return Ok(generation);
+        }
+        let mut status = self.status.clone();
+        if self.inbox.send(Ask::Wake).await.is_err() {
+            return Err(WakeError::Deleted);
+        }
+        let wait = status.wait_for(|s| match s.observed {
+            Observed::Ready { .. } | Observed::Failed { .. } | Observed::Deleting { .. } | Observed::Deleted => true,
+            _ => s.desired == Desired::Deleted,
+        });
+        match tokio::time::timeout(within, wait).await {
+            Err(_) => Err(WakeError::TooLong),
+            Ok(Err(_)) => Err(WakeError::Deleted),
+            Ok(Ok(status)) => match &status.observed {
+                Observed::Ready { generation, .. } => Ok(Generation {
+                    sandbox: self.id.clone(),
+                    number: *generation,
+                }),
+                Observed::Failed { reason, .. } => Err(WakeError::Failed(reason.clone())),
+                _ => Err(WakeError::Deleted),
+            },
+        }
+    }
+
+    /// Waits until `done` says so of its status, at most `within`; the status then.
+    pub async fn settle(&self, within: Duration, done: impl FnMut(&Status) -> bool) -> Status {
+        let mut status = self.status.clone();
+        let _ = tokio::time::timeout(within, status.wait_for(done)).await;
+        status.borrow().clone()
+    }
+}
+
+impl Fleet {
+    pub fn new(services: Services, data_plane: Arc<dyn DataPlane>, ticks: choir_proxy::Clock) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(services.config.sandboxes.max_running));
+        Arc::new(Self {
+            services,
+            places,
+            handles: RwLock::default(),
+            data_plane,
+            ticks,
+        })
+    }
+
+    /// Takes over what runs, removes what should not be there, and starts a worker for each sandbox. Containers are
+    /// adopted by label and nonce only; whatever else listens anywhere is not ours.
+    pub async fn adopt(self: &Arc<Self>, views: &[WorkspaceView]) -> choir_runtime::Result<()> {
+        let mut found: HashMap<SandboxId, Vec<Found>> = HashMap::new();
+        for container in self.services.runtime.list().await? {
+            found
+                .entry(container.generation.sandbox.clone())
+                .or_default()
+                .push(container);
+        }
+        for view in views {
+            for slot in Slot::ALL {
+                let sandbox = view.slot(slot);
+                let containers = found.remove(&sandbox.id).unwrap_or_default();
+                self.take_over(view, sandbox, containers).await;
+            }
+        }
+        for stray in found.into_values().flatten() {
+            tracing::warn!(generation = %stray.generation, "a container without a sandbox is removed");
+            self.services.runtime.remove(&stray.generation).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_over(self: &Arc<Self>, view: &WorkspaceView, sandbox: &Sandbox, containers: Vec<Found>) {
+        let mut observed = match &sandbox.observed {
+            kept @ (Observed::Creating { .. } | Observed::Failed { .. } | Observed::Deleting { .. }) => kept.clone(),
+            Observed::Stopped { exit, since } => Observed::Stopped {
+                exit: exit.clone(),
+                since: *since,
+            },
+            _ => Observed::Stopped {
+                exit: None,
+                since: self.now(),
+            },
+        };
+        let (mut started, mut leftover, mut permit) = (false, None, None);
+        for container in containers {
+            let number = container.generation.number;
+            let present = number == sandbox.generation && container.nonce == sandbox.nonce;
+            let alive = matches!(container.seen, Seen::Running | Seen::Paused);
+            let adopted = present && alive && {
+                let spec = launch::spec(
+                    &self.services,
+                    &sandbox.workspace,
+                    &container.generation,
+                    container.nonce,
+                )
+                .await;
+                match spec {
+                    Ok(spec) => self.services.runtime.adopt(&spec).await.map_err(|e| e.to_string()),
+                    Err(reason) => Err(reason),
+                }
+                .inspect_err(|reason| tracing::warn!(sandbox.id = %sandbox.id, reason, "not adopted; it is replaced"))
+                .is_ok()
+            };
+            if adopted {
+                let now = self.now();
+                observed = match container.seen {
+                    Seen::Paused => Observed::Paused {
+                        generation: number,
+                        since: now,
+                    },
+                    _ => Observed::Starting {
+                        generation: number,
+                        attempt: 1,
+                        since: now,
+                        not_before: now,
+                    },
+                };
+                started = true;
+                permit = self.places.clone().try_acquire_owned().ok();
+            } else if present && leftover.is_none() && !alive {
+                if let Seen::Exited(exit) = &container.seen {
+                    observed = Observed::Stopped {
+                        exit: Some(exit.clone()),
+                        since: self.now(),
+                    };
+                }
+                leftover = Some(number);
+            } else if let Err(error) = self.services.runtime.remove(&container.generation).await {
+                tracing::warn!(sandbox.id = %sandbox.id, %error, "an old container stays");
+            }
+        }
+        self.spawn(
+            view,
+            sandbox,
+            Present {
+                observed,
+                started,
+                leftover,
+                permit,
+            },
+        );
+    }
+
+    /// A worker for a sandbox that was just made.
+    pub fn add(self: &Arc<Self>, view: &WorkspaceView, sandbox: &Sandbox) {
+        let present = Present {
+            observed: sandbox.observed.clone(),
+            started: false,
+            leftover: None,
+            permit: None,
+        };
+        self.spawn(view, sandbox, present);
+    }
+
+    fn spawn(self: &Arc<Self>, view: &WorkspaceView, sandbox: &Sandbox, present: Present) {
+        let (own, inbox) = mpsc::channel(256);
+        let (status, seen) = watch::channel(Status {
+            desired: sandbox.desired,
+            observed: present.observed.clone(),
+        });
+        let activity = Activity::new(self.ticks.clone());
+        let policy = Arc::new(ArcSwap::from_pointee(self.policy(view, sandbox)));
+        let handle = Handle {
+            id: sandbox.id.clone(),
+            workspace: sandbox.workspace.clone(),
+            owner: view.workspace.user.clone(),
+            status: seen,
+            activity: activity.clone(),
+            policy: policy.clone(),
+            inbox: own.clone(),
+        };
+        self.handles
+            .write()
+            .expect("never poisoned: no panic while held")
+            .insert(sandbox.id.clone(), handle);
+        let worker = Worker {
+            fleet: self.clone(),
+            id: sandbox.id.clone(),
+            workspace: sandbox.workspace.clone(),
+            desired: sandbox.desired,
+            observed: present.observed,
+            started: present.started,
+            leftover: present.leftover,
+            status,
+            inbox,
+            own,
+            activity,
+            policy,
+            permit: present.permit,
+            effect: false,
+            engaged: 0,
+            restart: false,
+            thaw_asked: false,
+        };
+        tokio::spawn(worker.run());
+    }
+
+    pub fn handle(&self, id: &SandboxId) -> Option<Handle> {
+        self.handles
+            .read()
+            .expect("never poisoned: no panic while held")
+            .get(id)
+            .cloned()
+    }
+
+    /// All handles; for counting.
+    pub fn handles(&self) -> Vec<Handle> {
+        self.handles
+            .read()
+            .expect("never poisoned: no panic while held")
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// Hands new settings to both sandboxes of a workspace.
+    pub async fn settings_changed(&self, view: &WorkspaceView) {
+        for slot in Slot::ALL {
+            let sandbox = view.slot(slot);
+            if let Some(handle) = self.handle(&sandbox.id) {
+                handle.policy.store(Arc::new(self.policy(view, sandbox)));
+                let _ = handle.inbox.send(Ask::Settings).await;
+            }
+        }
+    }
+
+    fn policy(&self, view: &WorkspaceView, sandbox: &Sandbox) -> Policy {
+        let settings = &view.workspace.settings;
+        let config = &self.services.config;
+        let slot = if view.live.id == sandbox.id {
+            Slot::Live
+        } else {
+            Slot::Dev
+        };
+        Policy {
+            awake: settings.awake.map_or(config.sandboxes.awake, |a| a.get(slot)),
+            idle_pause: settings.idle_pause_s.map_or(config.idle_pause(), Duration::from_secs),
+            idle_stop: settings.idle_stop_s.map_or(config.idle_stop(), Duration::from_secs),
+        }
+    }
+
+    /// Hands the runtime's notices to the workers until the runtime ends.
+    pub async fn listen(self: Arc<Self>, mut notices: mpsc::Receiver<Notice>, inside: Inside) {
+        while let Some(notice) = notices.recv().await {
+            let (generation, ask) = match notice {
+                Notice::Ready { generation } => (generation.clone(), Ask::Ready(generation.number)),
+                Notice::Exited { generation, exit } => (generation.clone(), Ask::Exited(generation.number, exit)),
+                Notice::Lost { generation } => (generation.clone(), Ask::Lost(generation.number)),
+                Notice::Refused { generation, reason } => (generation.clone(), Ask::Refused(generation.number, reason)),
+                Notice::Activity {
+                    generation,
+                    tasks,
+                    terminals,
+                } => (
+                    generation.clone(),
+                    Ask::Activity {
+                        generation: generation.number,
+                        tasks,
+                        terminals,
+                    },
+                ),
+                Notice::Inside {
+                    generation,
+                    kind,
+                    stream,
+                } => {
+                    // A full queue drops the connection: the sandbox sees it closed and may try again.
+                    let _ = inside.try_send((generation, kind, stream));
+                    continue;
+                }
+            };
+            if let Some(handle) = self.handle(&generation.sandbox) {
+                let _ = handle.inbox.send(ask).await;
+            }
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.services.clock.now()
+    }
+
+    pub(crate) fn nonce(&self) -> String {
+        data_encoding::HEXLOWER.encode(&draw::<32>(&*self.services.random))
+    }
+
+    pub(crate) fn owner_of(&self, id: &SandboxId) -> Option<UserId> {
+        self.handle(id).map(|h| h.owner)
+    }
+
+    pub(crate) fn in_flight(&self, generation: &Generation) -> bool {
+        self.data_plane.in_flight(generation)
+    }
+
+    pub(crate) fn retire(&self, generation: &Generation) {
+        self.data_plane.retire(generation);
+    }
+
+    /// When something last went in or out, on the wall clock.
+    pub(crate) fn last_active(&self, activity: &Activity) -> Timestamp {
+        let ago = (self.ticks)().saturating_sub(activity.last_ms());
+        self.now()
+            .checked_sub(Duration::from_millis(ago))
+            .unwrap_or(Timestamp::MIN)
+    }
+
+    /// A sandbox became ready, which is what verifies its release.
+    pub(crate) fn seen_running(self: &Arc<Self>, workspace: &WorkspaceId, sandbox: &SandboxId) {
+        let (fleet, workspace, sandbox) = (self.clone(), workspace.clone(), sandbox.clone());
+        tokio::spawn(async move { fleet.services.releases.verified_by(&workspace, &sandbox).await });
+    }
+
+    /// A sandbox is gone for good; when it was the last of its workspace, that is gone, too.
+    pub(crate) async fn forget(&self, id: &SandboxId, workspace: &WorkspaceId) {
+        self.handles
+            .write()
+            .expect("never poisoned: no panic while held")
+            .remove(id);
+        if let Err(error) = self.services.store.forget_workspace(workspace).await {
+            tracing::error!(%error, "a deleted workspace could not be forgotten");
+        }
+    }
+}
+
+/// What is there when a worker begins.
+struct Present {
+    observed: Observed,
+    started: bool,
+    leftover: Option<u64>,
+    permit: Option<tokio::sync::OwnedSemaphorePermit>,
+}

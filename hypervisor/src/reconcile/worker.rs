@@ -1,0 +1,501 @@
+//! One task per sandbox: the only writer of its state. It applies events, and starts one effect at a time towards
+//! what is wanted. It must not know requests or users beyond the audit event it is handed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use choir_core::awake::{Idle, idle};
+use choir_core::sandbox::{Action, Desired, Event, Exit, Observed, apply, next_action};
+use choir_core::{Awake, Generation, SandboxId, WorkspaceId};
+use choir_proxy::Activity;
+use choir_store::{AuditEvent, SandboxChange};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::effects::{self, Effect, Outcome};
+use super::{Fleet, Status};
+
+/// How long a sandbox may be left alone, by the policy of the slot it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    pub awake: Awake,
+    pub idle_pause: Duration,
+    pub idle_stop: Duration,
+}
+
+/// What a worker is told or asked.
+pub enum Ask {
+    /// From now on the sandbox should be this. Answered when it is in the database.
+    Desire(Desired, AuditEvent, oneshot::Sender<choir_store::Result<()>>),
+    /// A request waits for it.
+    Wake,
+    /// A new generation, though the present one is well.
+    Restart(AuditEvent, oneshot::Sender<choir_store::Result<()>>),
+    /// Freeze it now.
+    Pause,
+    /// Settings changed: limits and policy are read anew.
+    Settings,
+    Ready(u64),
+    Exited(u64, Exit),
+    Lost(u64),
+    Refused(u64, String),
+    Activity {
+        generation: u64,
+        tasks: u32,
+        terminals: u32,
+    },
+    Done(Outcome),
+}
+
+/// The state of one worker.
+pub struct Worker {
+    pub fleet: Arc<Fleet>,
+    pub id: SandboxId,
+    pub workspace: WorkspaceId,
+    pub desired: Desired,
+    pub observed: Observed,
+    /// Whether the container of a `Starting` state has been started.
+    pub started: bool,
+    /// A generation that is not in use any more, whose container may still be there.
+    pub leftover: Option<u64>,
+    pub status: watch::Sender<Status>,
+    pub inbox: mpsc::Receiver<Ask>,
+    pub own: mpsc::Sender<Ask>,
+    pub activity: Arc<Activity>,
+    pub policy: Arc<ArcSwap<Policy>>,
+    /// One of the places for running sandboxes, held while a container is up.
+    pub permit: Option<OwnedSemaphorePermit>,
+    pub effect: bool,
+    /// Tasks and terminals that run without traffic.
+    pub engaged: u32,
+    /// Restart after the stop that is under way.
+    pub restart: bool,
+    /// A request came while the pause was under way.
+    pub thaw_asked: bool,
+}
+
+impl Worker {
+    /// Runs until the sandbox is deleted or the hypervisor ends.
+    pub async fn run(mut self) {
+        loop {
+            self.act().await;
+            if self.observed == Observed::Deleted {
+                self.fleet.forget(&self.id, &self.workspace).await;
+                return;
+            }
+            let until = self.wait_until();
+            let ask = tokio::select! {
+                ask = self.inbox.recv() => ask,
+                () = tokio::time::sleep_until(until) => None,
+            };
+            match ask {
+                Some(ask) => self.hear(ask).await,
+                None if self.inbox.is_closed() => return,
+                None => self.look_idle().await,
+            }
+        }
+    }
+
+    async fn hear(&mut self, ask: Ask) {
+        match ask {
+            Ask::Desire(desired, audit, reply) => {
+                let result = self.desire(desired, Some(audit)).await;
+                let _ = reply.send(result);
+            }
+            Ask::Wake => self.wake().await,
+            Ask::Restart(audit, reply) => {
+                let result = self.desire(Desired::Running, Some(audit)).await;
+                self.restart = result.is_ok() && self.observed.generation().is_some();
+                let _ = reply.send(result);
+                if self.restart {
+                    self.happened(Event::StopAsked).await;
+                }
+            }
+            Ask::Pause => self.pause().await,
+            Ask::Settings => self.apply_limits(),
+            Ask::Ready(generation) => self.ready(generation).await,
+            Ask::Exited(generation, exit) => self.exited(generation, exit, "it ended by itself".into()).await,
+            Ask::Refused(generation, reason) => {
+                self.audit("sandbox.refused", "killed").await;
+                self.exited(
+                    generation,
+                    Exit {
+                        code: 137,
+                        oom_killed: false,
+                    },
+                    reason,
+                )
+                .await;
+            }
+            Ask::Lost(generation) if self.observed.generation() == Some(generation) => {
+                if matches!(self.observed, Observed::Ready { .. }) {
+                    self.happened(Event::ProbeFailed {
+                        reason: "its agent is out of reach".into(),
+                    })
+                    .await;
+                }
+            }
+            Ask::Lost(_) => {}
+            Ask::Activity {
+                generation,
+                tasks,
+                terminals,
+            } => {
+                if self.observed.generation() == Some(generation) {
+                    self.engaged = tasks.saturating_add(terminals);
+                    self.activity.touch();
+                }
+            }
+            Ask::Done(outcome) => {
+                self.effect = false;
+                self.done(outcome).await;
+            }
+        }
+    }
+
+    async fn desire(&mut self, desired: Desired, audit: Option<AuditEvent>) -> choir_store::Result<()> {
+        self.fleet.services.store.set_desired(&self.id, desired, audit).await?;
+        self.desired = desired;
+        self.publish();
+        match (desired, &self.observed) {
+            (Desired::Running, Observed::Paused { .. }) => self.thaw(),
+            // A person who asks does not wait for the back-off of earlier failures.
+            (Desired::Running, Observed::Failed { .. }) => {
+                self.observed = Observed::Stopped {
+                    exit: None,
+                    since: self.fleet.now(),
+                };
+            }
+            (Desired::Stopped, o) if o.generation().is_some() || matches!(o, Observed::Failed { .. }) => {
+                self.happened(Event::StopAsked).await;
+            }
+            (Desired::Deleted, _) => self.happened(Event::DeleteAsked).await,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn wake(&mut self) {
+        self.activity.touch();
+        match (&self.observed, self.desired) {
+            (_, Desired::Deleted) => {}
+            (Observed::Paused { .. }, _) => self.thaw(),
+            (_, Desired::Stopped) => {
+                let audit = self.event("sandbox.wake", "ok");
+                if let Err(error) = self.desire(Desired::Running, Some(audit)).await {
+                    tracing::error!(sandbox.id = %self.id, %error, "a wake could not be recorded");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Brings the frozen processes back; at once, or as soon as the pause that is under way is done.
+    fn thaw(&mut self) {
+        self.thaw_asked = true;
+        if let (false, Observed::Paused { generation, .. }) = (self.effect, &self.observed) {
+            let generation = *generation;
+            self.thaw_asked = false;
+            self.begin(Effect::Thaw(generation));
+        }
+    }
+
+    async fn ready(&mut self, generation: u64) {
+        let event = match self.observed {
+            Observed::Unhealthy { .. } => Event::ProbeOk,
+            // An adopted paused sandbox answers only after its thaw.
+            Observed::Paused { .. } => return,
+            _ => Event::AgentReady { generation },
+        };
+        self.activity.touch();
+        self.happened(event).await;
+        self.fleet.seen_running(&self.workspace, &self.id);
+    }
+
+    async fn exited(&mut self, generation: u64, exit: Exit, reason: String) {
+        if self.observed.generation() != Some(generation) || self.is_over(generation) {
+            return;
+        }
+        // A container that is being stopped on purpose is told of by its effect.
+        if self.effect && matches!(self.observed, Observed::Stopping { .. }) {
+            return;
+        }
+        if matches!(self.observed, Observed::Starting { .. }) && !self.started && !self.effect {
+            return;
+        }
+        self.gone(generation, exit, reason).await;
+    }
+
+    /// Whether the end of this generation was heard of already.
+    fn is_over(&self, generation: u64) -> bool {
+        self.leftover == Some(generation)
+    }
+
+    /// The container of `generation` has ended.
+    async fn gone(&mut self, generation: u64, exit: Exit, reason: String) {
+        self.started = false;
+        self.leftover = Some(generation);
+        self.permit = None;
+        self.engaged = 0;
+        let outcome = if exit.oom_killed { "out_of_memory" } else { "exited" };
+        if self.desired == Desired::Running && !self.restart {
+            self.audit("sandbox.exited", outcome).await;
+        }
+        self.happened(Event::Exited {
+            generation,
+            exit,
+            reason,
+        })
+        .await;
+        self.fleet.retire(&self.generation_of(generation));
+    }
+
+    async fn done(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Created(Ok(())) => self.happened(Event::Created).await,
+            Outcome::Created(Err(reason)) => self.happened(Event::CreateFailed { reason }).await,
+            Outcome::Started(number, Ok(permit)) => {
+                self.permit = Some(permit);
+                if self.observed.generation() == Some(number) && !self.is_over(number) {
+                    self.started = true;
+                    if matches!(self.observed, Observed::Starting { .. }) {
+                        // The agent's deadline counts from here, not from the wait for a place.
+                        self.happened(Event::StartAsked { generation: number }).await;
+                    }
+                } else {
+                    self.permit = None;
+                }
+            }
+            Outcome::Started(number, Err(reason)) if !self.is_over(number) => {
+                self.gone(
+                    number,
+                    Exit {
+                        code: -1,
+                        oom_killed: false,
+                    },
+                    reason,
+                )
+                .await;
+            }
+            Outcome::Started(_, Err(_)) => {}
+            Outcome::Stopped(generation, exit) => {
+                let reason = match &self.observed {
+                    Observed::Starting { .. } => "it did not become ready in time".to_owned(),
+                    Observed::Unhealthy { reason, .. } => reason.clone(),
+                    _ => "it was stopped".to_owned(),
+                };
+                if !self.is_over(generation) {
+                    self.gone(generation, exit, reason).await;
+                }
+                self.restart = false;
+            }
+            Outcome::Removed(Ok(())) => self.leftover = None,
+            Outcome::Removed(Err(reason)) => tracing::warn!(sandbox.id = %self.id, reason, "a container stays"),
+            Outcome::Paused(Ok(())) => {}
+            Outcome::Paused(Err(reason)) => {
+                tracing::warn!(sandbox.id = %self.id, reason, "a sandbox could not be paused");
+                self.happened(Event::Thawed).await;
+            }
+            Outcome::Thawed(Ok(())) => self.happened(Event::Thawed).await,
+            Outcome::Thawed(Err(reason)) => {
+                tracing::warn!(sandbox.id = %self.id, reason, "a sandbox could not be thawed; it is replaced");
+                self.happened(Event::StopAsked).await;
+            }
+            Outcome::Deleted(Ok(())) => self.happened(Event::Gone).await,
+            Outcome::Deleted(Err(reason)) => tracing::warn!(sandbox.id = %self.id, reason, "a sandbox stays"),
+        }
+    }
+
+    /// Starts what brings the sandbox nearer to what is wanted, one thing at a time.
+    async fn act(&mut self) {
+        if self.effect {
+            return;
+        }
+        if std::mem::take(&mut self.thaw_asked) && matches!(self.observed, Observed::Paused { .. }) {
+            self.thaw();
+            return;
+        }
+        let now = self.fleet.now();
+        if let Some(leftover) = self
+            .leftover
+            .filter(|g| self.observed.generation() != Some(*g) || !self.started)
+            && !matches!(self.observed, Observed::Stopping { .. } | Observed::Deleting { .. })
+        {
+            self.begin(Effect::Remove(leftover));
+            return;
+        }
+        match next_action(self.desired, &self.observed, self.started, now) {
+            None | Some(Action::Wait(_)) => {}
+            Some(Action::Create) => self.begin(Effect::Create),
+            Some(Action::Start) => self.start().await,
+            Some(Action::Stop) => {
+                let Some(generation) = self.observed.generation() else {
+                    return;
+                };
+                self.begin(Effect::Stop(generation));
+            }
+            Some(Action::Delete) => self.begin(Effect::Delete),
+        }
+    }
+
+    /// Gives out the next generation number, in the database before anything carries it.
+    async fn start(&mut self) {
+        let nonce = self.fleet.nonce();
+        match self.fleet.services.store.begin_generation(&self.id, &nonce).await {
+            Ok(number) => {
+                self.happened(Event::StartAsked { generation: number }).await;
+                self.begin(Effect::Start(number, nonce));
+            }
+            Err(error) => tracing::error!(sandbox.id = %self.id, %error, "a start could not be recorded"),
+        }
+    }
+
+    fn begin(&mut self, effect: Effect) {
+        self.effect = true;
+        let run = effects::run(self.fleet.clone(), self.id.clone(), self.workspace.clone(), effect);
+        let own = self.own.clone();
+        // Detached: a caller that goes away does not cancel a start.
+        tokio::spawn(async move {
+            let outcome = run.await;
+            let _ = own.send(Ask::Done(outcome)).await;
+        });
+    }
+
+    fn wait_until(&self) -> Instant {
+        let now = self.fleet.now();
+        let far = Duration::from_secs(3600);
+        let wait = match next_action(self.desired, &self.observed, self.started, now) {
+            _ if self.effect => far,
+            Some(Action::Wait(until)) => until.duration_since(now).unsigned_abs(),
+            // An effect failed and left the state as it was: try again shortly.
+            Some(_) => Duration::from_secs(1),
+            None if self.leftover.is_some() => Duration::from_secs(1),
+            None => match self.idleness() {
+                Some(Idle::Until(until)) => until.duration_since(now).unsigned_abs().min(far),
+                Some(_) => Duration::ZERO,
+                None => far,
+            },
+        };
+        Instant::now() + wait.max(Duration::from_millis(1))
+    }
+
+    /// What idleness asks for, where the sandbox is up and nothing runs in it.
+    fn idleness(&self) -> Option<Idle> {
+        let paused = matches!(self.observed, Observed::Paused { .. });
+        if self.effect || !(paused || matches!(self.observed, Observed::Ready { .. })) {
+            return None;
+        }
+        let policy = **self.policy.load();
+        let now = self.fleet.now();
+        let busy = self.engaged > 0 && !paused
+            || self
+                .observed
+                .generation()
+                .is_some_and(|g| self.fleet.in_flight(&self.generation_of(g)));
+        let active = if busy {
+            now
+        } else {
+            self.fleet.last_active(&self.activity)
+        };
+        Some(idle(
+            policy.awake,
+            active,
+            paused,
+            policy.idle_pause,
+            policy.idle_stop,
+            now,
+        ))
+    }
+
+    async fn look_idle(&mut self) {
+        match self.idleness() {
+            Some(Idle::Pause) => self.pause().await,
+            Some(Idle::Stop) => {
+                let audit = self.event("sandbox.idle_stop", "ok");
+                if let Err(error) = self.desire(Desired::Stopped, Some(audit)).await {
+                    tracing::error!(sandbox.id = %self.id, %error, "an idle stop could not be recorded");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Says it is paused first, so that a request that comes now waits for the thaw instead of a frozen process.
+    async fn pause(&mut self) {
+        if self.effect || !matches!(self.observed, Observed::Ready { .. }) {
+            return;
+        }
+        self.happened(Event::Paused).await;
+        if let Some(generation) = self.observed.generation() {
+            self.begin(Effect::Pause(generation));
+        }
+    }
+
+    fn apply_limits(&mut self) {
+        let generation = self
+            .observed
+            .generation()
+            .filter(|_| matches!(self.observed, Observed::Ready { .. }));
+        tokio::spawn(effects::limit(
+            self.fleet.clone(),
+            self.id.clone(),
+            self.workspace.clone(),
+            generation,
+        ));
+    }
+
+    async fn happened(&mut self, event: Event) {
+        let now = self.fleet.now();
+        match apply(self.observed.clone(), event, now) {
+            Ok(next) if next == self.observed => {}
+            Ok(next) => {
+                tracing::info!(sandbox.id = %self.id, from = self.observed.name(), to = next.name(),
+                    reason = next.reason(), "sandbox state");
+                self.observed = next;
+                self.publish();
+                let change = SandboxChange {
+                    id: self.id.clone(),
+                    observed: self.observed.clone(),
+                    audit: None,
+                };
+                if let Err(error) = self.fleet.services.store.observe(change).await {
+                    tracing::error!(sandbox.id = %self.id, %error, "a state could not be recorded");
+                }
+            }
+            Err(error) => tracing::debug!(sandbox.id = %self.id, %error, "an event came late"),
+        }
+    }
+
+    fn publish(&self) {
+        let status = Status {
+            desired: self.desired,
+            observed: self.observed.clone(),
+        };
+        self.status.send_replace(status);
+    }
+
+    fn generation_of(&self, number: u64) -> Generation {
+        Generation {
+            sandbox: self.id.clone(),
+            number,
+        }
+    }
+
+    fn event(&self, action: &'static str, outcome: &'static str) -> AuditEvent {
+        AuditEvent {
+            at: self.fleet.now(),
+            actor: "system".into(),
+            user: self.fleet.owner_of(&self.id),
+            action,
+            subject: self.id.to_string(),
+            outcome,
+        }
+    }
+
+    async fn audit(&self, action: &'static str, outcome: &'static str) {
+        if let Err(error) = self.fleet.services.store.audit(self.event(action, outcome)).await {
+            tracing::error!(sandbox.id = %self.id, %error, action, "an event could not be recorded");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Every route of the control host on one page.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use choir_proxy::{Body, Control, Peer};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tower::ServiceExt;
+
+use crate::app::App;
+use crate::auth::extract::PeerAddr;
+use crate::auth::{self, Route};
+use crate::error::ApiError;
+use crate::{deployments, health, pages, releases, workspaces};
+
+/// The most a JSON body may have, in bytes. The sandbox API streams and is not bound by it.
+const MOST_BODY: usize = 1 << 20;
+
+/// Who may call what: all tables.
+pub fn tables() -> Vec<&'static [Route]> {
+    vec![
+        auth::ROUTES,
+        health::ROUTES,
+        pages::status::ROUTES,
+        workspaces::routes::ROUTES,
+        deployments::routes::ROUTES,
+        releases::routes::ROUTES,
+    ]
+}
+
+/// The whole control host behind its guard.
+pub fn router(app: &Arc<App>) -> Router {
+    let own = health::router()
+        .merge(pages::status::router())
+        .merge(workspaces::routes::router())
+        .merge(deployments::routes::router())
+        .merge(releases::routes::router())
+        .with_state(app.clone());
+    let router = own
+        .merge(app.auth.router())
+        .fallback(async || ApiError::not_found())
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(DefaultBodyLimit::max(MOST_BODY));
+    auth::protect(router, &app.auth, &tables())
+}
+
+/// The router as the proxy's control host.
+pub struct ControlHost(pub Router);
+
+impl Control for ControlHost {
+    async fn serve(&self, mut request: Request<Incoming>) -> Response<Body> {
+        if let Some(peer) = request.extensions().get::<Peer>() {
+            let peer = PeerAddr(peer.addr);
+            request.extensions_mut().insert(peer);
+        }
+        let answer = self.0.clone().oneshot(request.map(axum::body::Body::new)).await;
+        answer.unwrap_or_else(|never| match never {}).map(Body::wrap)
+    }
+}

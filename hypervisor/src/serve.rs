@@ -1,0 +1,300 @@
+//! Composes the control plane from its configuration and runs it until it is told to stop.
+
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::FromRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use choir_broker::AddressPolicy;
+use choir_proxy::{Answers, Bounds, Forwarder, Server};
+use choir_runtime::{Podman, PodmanOptions, Process, Runtime, Volumes, VolumesClient};
+use choir_store::Store;
+use jiff::SignedDuration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{App, Doors, Plane};
+use crate::auth::{Auth, AuthDeps, RegistrationMode};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, Registration, RuntimeKind};
+use crate::egress::Gateway;
+use crate::gate::Gatekeeper;
+use crate::keys::{self, Keys};
+use crate::places;
+use crate::random::{OsRandom, Random, draw};
+use crate::reconcile::{Fleet, Services};
+use crate::releases::Releases;
+use crate::router::{ControlHost, router};
+use crate::table::Table;
+
+/// How often a claim link is made anew while nobody has registered; it is good for 30 minutes.
+const CLAIM_EVERY: Duration = Duration::from_secs(25 * 60);
+
+/// The parts that tests replace.
+pub struct Parts {
+    pub runtime: Arc<dyn Runtime>,
+    pub volumes: Arc<dyn Volumes>,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+}
+
+/// Builds everything from a configuration and its parts; starts nothing but the reconciler's tasks.
+pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<App>> {
+    let store = Store::open(&config.store.path)?;
+    let Parts {
+        runtime,
+        volumes,
+        clock,
+        random,
+    } = parts;
+    let key = keys::load(&config.key_file(), &store, &*random).await?;
+    let auth = Auth::new(auth_deps(&config, store.clone(), clock.clone(), random.clone(), &key))?;
+    let answers = Arc::new(Answers::new(data_encoding::HEXLOWER.encode(&draw::<4>(&*random))));
+    let forwarder = Arc::new(Forwarder::new(Arc::new(Doors(runtime.clone())), answers.clone()));
+    let releases = Releases::new(store.clone(), volumes.clone(), clock.clone(), random.clone());
+    let services = Services {
+        config: config.clone(),
+        store: store.clone(),
+        runtime,
+        volumes,
+        clock: clock.clone(),
+        random: random.clone(),
+        releases: releases.clone(),
+    };
+    let begun = Instant::now();
+    let ticks: choir_proxy::Clock = Arc::new(move || u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let fleet = Fleet::new(services, Arc::new(Plane(forwarder.clone())), ticks);
+    let metrics_token = config
+        .metrics
+        .token_file
+        .as_deref()
+        .map(places::read_secret)
+        .transpose()?;
+    Ok(Arc::new(App {
+        hosts: config.hosts(),
+        store,
+        clock,
+        random,
+        auth,
+        fleet,
+        releases,
+        table: Table::default(),
+        forwarder,
+        answers,
+        deployment_ended: watch::Sender::new(()),
+        adopted: watch::Sender::new(false),
+        sealed: key.sealed,
+        metrics_token,
+        config,
+    }))
+}
+
+/// What the auth service needs of a configuration.
+pub fn auth_deps(
+    config: &Config,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    key: &Keys,
+) -> AuthDeps {
+    let seconds = |s: u64| SignedDuration::from_secs(i64::try_from(s).unwrap_or(i64::MAX));
+    AuthDeps {
+        store,
+        clock,
+        random,
+        origin: config.control.origin.clone(),
+        rp_id: config.control_host().to_owned(),
+        hosts: config.hosts(),
+        pepper: key.pepper,
+        session_idle: seconds(config.auth.session_idle_s),
+        session_absolute: seconds(config.auth.session_absolute_s),
+        registration: match config.auth.registration {
+            Registration::Invite => RegistrationMode::Invite,
+            Registration::Open => RegistrationMode::Open,
+        },
+    }
+}
+
+/// Ends open deployments, takes over what runs, and publishes every route.
+pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
+    let (inside, from_inside) = mpsc::channel(256);
+    let notices = app
+        .fleet
+        .services
+        .runtime
+        .notices()
+        .context("the runtime's notices were taken already")?;
+    tokio::spawn(app.fleet.clone().listen(notices, inside));
+    let allow = app.config.egress.allow_networks.clone();
+    let gateway = Gateway::new(AddressPolicy {
+        allow,
+        own: places::own_addresses(),
+    });
+    tokio::spawn(gateway.run(from_inside));
+    tokio::spawn(app.auth.clone().run());
+    app.recover_deployments().await?;
+    let views = app.store.all_workspaces().await?;
+    app.fleet.adopt(&views).await?;
+    for view in &views {
+        app.publish(view).await;
+    }
+    app.adopted.send_replace(true);
+    Ok(())
+}
+
+/// Runs the hypervisor until SIGTERM or SIGINT.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let listeners = listeners(&config)?;
+    let parts = Parts {
+        runtime: runtime(&config)?,
+        volumes: Arc::new(VolumesClient::new(config.sandboxes.volumes_socket.clone())),
+        clock: Arc::new(SystemClock),
+        random: Arc::new(OsRandom),
+    };
+    let app = compose(config.clone(), parts).await?;
+    let stop = CancellationToken::new();
+    let server = Arc::new(Server {
+        bounds: Bounds::default(),
+        hosts: config.hosts(),
+        trusted_proxies: config.listen.trusted_proxies.clone(),
+        control: ControlHost(router(&app)),
+        gate: Gatekeeper::new(app.clone()),
+        forwarder: app.forwarder.clone(),
+        answers: app.answers.clone(),
+    });
+    let serving = tokio::spawn(server.serve(listeners, stop.clone()));
+    tokio::spawn(settle(app.clone(), stop.clone()));
+    wait_for_signal().await?;
+    tracing::info!("stopping: requests under way are finished, sandboxes keep running");
+    stop.cancel();
+    serving.await?;
+    Ok(())
+}
+
+/// What must happen for the hypervisor to become ready, tried until it works.
+async fn settle(app: Arc<App>, stop: CancellationToken) {
+    let mut wait = Duration::from_millis(100);
+    while let Err(error) = take_over_once(&app).await {
+        tracing::error!(error = format!("{error:#}"), "not ready yet; trying again");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(Duration::from_secs(5)),
+        }
+    }
+    tokio::spawn(offer_claim(app.clone(), stop.clone()));
+    let image = match &app.config.sandboxes.default_image {
+        Some(image) => Ok(image.clone()),
+        None => places::empty_archive(&app.config.beside_store("empty.tar")),
+    };
+    match image {
+        Ok(image) => app.releases.ensure_default(&image).await,
+        Err(error) => tracing::error!(error = format!("{error:#}"), "no default release"),
+    }
+}
+
+async fn take_over_once(app: &Arc<App>) -> anyhow::Result<()> {
+    // The listeners of the runtime can be taken once; only what may fail before that is tried again.
+    app.fleet
+        .services
+        .runtime
+        .list()
+        .await
+        .context("the container service")?;
+    take_over(app).await
+}
+
+/// Keeps a valid claim link in a file of its own while nobody has registered.
+async fn offer_claim(app: Arc<App>, stop: CancellationToken) {
+    let file = app.config.beside_store("claim-link");
+    loop {
+        match app.auth.ensure_claim().await {
+            Ok(Some(token)) => {
+                let link = app.auth.register_url(&token);
+                if let Err(error) = places::write_private(&file, &format!("{link}\n")) {
+                    tracing::error!(error = format!("{error:#}"), "the claim link could not be written");
+                }
+            }
+            Ok(None) => {
+                let _ = std::fs::remove_file(&file);
+                return;
+            }
+            Err(error) => tracing::error!(?error, "no claim link could be made"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = claimed(&app) => {}
+            () = tokio::time::sleep(CLAIM_EVERY) => {}
+        }
+    }
+}
+
+/// Returns once there is a user.
+async fn claimed(app: &App) {
+    while !app.store.has_users().await.unwrap_or(false) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn runtime(config: &Config) -> anyhow::Result<Arc<dyn Runtime>> {
+    let places = choir_runtime::Places {
+        volumes: absolute(&config.volumes_dir())?,
+        run: absolute(&config.run_dir())?,
+        agent: absolute(&config.sandboxes.agent)?,
+    };
+    std::fs::create_dir_all(&places.run).with_context(|| format!("cannot make {}", places.run.display()))?;
+    if !places.agent.is_file() {
+        bail!(
+            "there is no agent at {}; set [sandboxes] agent to the choir-sandbox binary",
+            places.agent.display()
+        );
+    }
+    Ok(match config.sandboxes.runtime {
+        RuntimeKind::Podman => {
+            let options = PodmanOptions {
+                socket: absolute(&config.sandboxes.socket)?,
+                oci_runtime: config.sandboxes.oci_runtime.clone().unwrap_or_default(),
+            };
+            Arc::new(Podman::new(places, options)?)
+        }
+        RuntimeKind::Process => Arc::new(Process::new(places)),
+    })
+}
+
+fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{} is not a usable path", path.display()))
+}
+
+/// The sockets handed over by systemd or `up`, else one of our own.
+fn listeners(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for fd in places::inherited_sockets() {
+        // SAFETY: the starter hands over these descriptors, each once, and nothing else here uses them.
+        let listener = unsafe { StdListener::from_raw_fd(fd) };
+        listener.set_nonblocking(true)?;
+        listeners.push(TcpListener::from_std(listener)?);
+    }
+    if listeners.is_empty() {
+        let address = SocketAddr::new(config.listen.address, config.listen.port);
+        let listener = StdListener::bind(address).with_context(|| {
+            format!("cannot listen on {address}; another program may have this port: set [listen] port to another one")
+        })?;
+        listener.set_nonblocking(true)?;
+        listeners.push(TcpListener::from_std(listener)?);
+    }
+    Ok(listeners)
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}

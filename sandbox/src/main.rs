@@ -1,0 +1,59 @@
+//! The sandbox agent. As `choir-sandbox agent` it is PID 1 of a sandbox; under the name `sudo` it is the client that
+//! asks the agent to run something as root. It must not know users, secrets or routes of the hypervisor.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+mod agent;
+mod api;
+mod attach;
+mod command;
+mod dial;
+mod exec;
+mod init;
+mod link;
+mod log;
+mod process;
+mod reaper;
+mod report;
+mod services;
+mod spawn;
+mod sudo;
+mod sudo_args;
+mod sudo_client;
+mod sudo_server;
+mod task_events;
+mod task_log;
+mod task_run;
+mod tasks;
+mod terminals;
+mod user;
+
+#[expect(clippy::disallowed_methods, reason = "the one place where the clock comes in")]
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    if Path::new(&name).file_name() == Some(OsStr::new("sudo")) {
+        return sudo_client::main(args.collect());
+    }
+    match args.next().as_deref().and_then(OsStr::to_str) {
+        Some("agent") => init::run(jiff::Timestamp::now, random),
+        Some("--version" | "-V") => {
+            println!("choir-sandbox {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("choir-sandbox runs inside a sandbox: start it as `choir-sandbox agent`.");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// # Panics
+/// Where the kernel has no randomness to give, which ends a process that could not name anything.
+fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+    bytes
+}

@@ -1,0 +1,10 @@
+//! The real binary in development mode, driven from both ends: the test is the runtime on the control link and a
+//! client of the API. It must not look inside the agent.
+
+mod confinement;
+mod exec;
+mod link;
+mod sandbox;
+mod sudo;
+mod tasks;
+mod terminals;

@@ -1,0 +1,516 @@
+//! The six verbs. A volume is `DIR/ID/{root,home}`; a name in DIR that begins with a dot is half
+//! made or half deleted and is cleared at the next start. Must not know sockets.
+//!
+//! The size limit of a volume is kept as `trusted.choir.limit` of `DIR/ID`. It is enforced on each
+//! tree by the kernel: whenever counts change, each may hold what it has plus what the volume has
+//! left. Both growing at once can overshoot by what is written between two commits.
+
+use std::collections::HashMap;
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{
+    CWD, FlockOperation, Gid, Mode, RenameFlags, Uid, XattrFlags, chmod, fchown, fgetxattr, flock, fremovexattr,
+    fsetxattr, fsync, open, renameat_with, syncfs,
+};
+use rustix::io::Errno;
+
+use crate::backend::Backend;
+use crate::kernel::{self, Counted};
+use crate::shift::{self, Base};
+use crate::unpack::unpack;
+use crate::walk::DIRECTORY;
+use crate::wire::{Code, Failure, Request, Response, VolumeId};
+
+const LIMIT: &str = "trusted.choir.limit";
+const ROOT: &str = "root";
+const HOME: &str = "home";
+/// The incoming root of a replacement, and right after the exchange the outgoing one.
+const SPARE: &str = "root.new";
+/// Marks a read-only volume where the file system cannot.
+const READONLY: &str = "readonly";
+/// Who owns `home`, before any shift.
+const USER: u32 = 1000;
+
+/// Everything below one directory.
+pub struct Volumes {
+    dir: PathBuf,
+    handle: File,
+    backend: Backend,
+    /// Volumes in use by a request: how many only read it, or `None` while one changes it.
+    held: Mutex<HashMap<String, Option<u32>>>,
+}
+
+/// A claim on one volume, given back when dropped.
+struct Hold<'a> {
+    volumes: &'a Volumes,
+    id: &'a str,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut held = self.volumes.held();
+        match held.get_mut(self.id) {
+            Some(Some(readers)) if *readers > 1 => *readers -= 1,
+            _ => {
+                held.remove(self.id);
+            }
+        }
+    }
+}
+
+impl Volumes {
+    /// Takes the directory into use and clears what a crash left. The error is for the operator.
+    pub fn open(dir: &Path, plain: bool) -> Result<Self, String> {
+        let cannot = |e: &dyn std::fmt::Display| format!("cannot use {}: {e}", dir.display());
+        let handle = File::open(dir).map_err(|e| cannot(&e))?;
+        if flock(&handle, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(cannot(&"another choir-volumes serves it"));
+        }
+        let backend = Backend::detect(dir, &handle, plain)?;
+        chmod(dir, Mode::from_raw_mode(0o711)).map_err(|e| cannot(&e))?;
+        let volumes = Self {
+            dir: dir.to_owned(),
+            handle,
+            backend,
+            held: Mutex::default(),
+        };
+        volumes.clear_leftovers().map_err(|e| cannot(&e))?;
+        Ok(volumes)
+    }
+
+    /// Does what a request asks; `tar` is the descriptor that came with it.
+    pub fn answer(&self, request: Request, tar: Option<OwnedFd>) -> Response {
+        let outcome = match request {
+            Request::Create { volume, tar: true } => self.create_from(&volume, tar),
+            _ if tar.is_some() => Err(Failure::new(
+                Code::Invalid,
+                "Only `create` with `tar` takes a descriptor.",
+            )),
+            Request::Hello {} => Ok(Response::Hello {
+                backend: self.backend.name(),
+                version: env!("CARGO_PKG_VERSION"),
+            }),
+            Request::Create { volume, .. } => self.create(&volume),
+            Request::Snapshot {
+                source,
+                volume,
+                readonly,
+                only,
+                replace,
+            } => match (only, replace) {
+                (None, None) => self.snapshot(&source, &volume, readonly),
+                (Some(_), None) if !readonly => self.snapshot_root(&source, &volume),
+                (None, Some(_)) if !readonly => self.replace_root(&source, &volume),
+                _ => Err(Failure::new(
+                    Code::Invalid,
+                    "`readonly`, `only` and `replace` exclude each other.",
+                )),
+            },
+            Request::Delete { volume } => self.delete(&volume),
+            Request::Limit { volume, bytes } => self.limit(&volume, bytes),
+            Request::Usage { volume: Some(id) } => self.usage(&id),
+            Request::Usage { volume: None } => self.pool(),
+            Request::Shift { volume, base, size } => self.shift(&volume, base, size),
+        };
+        outcome.unwrap_or_else(|error| Response::Error { error })
+    }
+
+    /// Brings all limits up to date with what was written. Called every few seconds; failures are
+    /// tried again then.
+    pub fn rebalance(&self) -> io::Result<()> {
+        if matches!(self.backend, Backend::Plain { .. }) {
+            return Ok(());
+        }
+        let pool = self.handle.as_fd();
+        if kernel::quota_consistent(pool)? == Some(false) {
+            kernel::rescan_quota(pool)?;
+        }
+        for id in self.ids()? {
+            match self.balance(&self.dir.join(id)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&self, id: &VolumeId) -> Result<Response, Failure> {
+        let _hold = self.change(id)?;
+        self.assemble(id, |draft| {
+            self.backend
+                .make(draft, ROOT)
+                .map_err(|e| Failure::io("make the root", e))?;
+            self.make_home(draft, 0)?;
+            Ok(Response::Done {})
+        })
+    }
+
+    fn create_from(&self, id: &VolumeId, tar: Option<OwnedFd>) -> Result<Response, Failure> {
+        let _hold = self.change(id)?;
+        let tar = tar.ok_or_else(|| Failure::new(Code::Invalid, "No descriptor of a tar came with the request."))?;
+        self.assemble(id, |draft| {
+            self.backend
+                .make(draft, ROOT)
+                .map_err(|e| Failure::io("make the root", e))?;
+            let (bytes, sha256) = unpack(&draft.join(ROOT), tar)?;
+            self.make_home(draft, 0)?;
+            syncfs(&self.handle).map_err(|e| Failure::io("flush the root", e))?;
+            Ok(Response::Unpacked { bytes, sha256 })
+        })
+    }
+
+    fn snapshot(&self, from: &VolumeId, id: &VolumeId, readonly: bool) -> Result<Response, Failure> {
+        let (_read, _write) = (self.read(from)?, self.change(id)?);
+        let source = self.existing(from)?;
+        self.assemble(id, |draft| {
+            for tree in [ROOT, HOME] {
+                self.backend
+                    .copy(&source.join(tree), draft, tree, readonly)
+                    .map_err(|e| Failure::io("copy the volume", e))?;
+            }
+            if readonly && matches!(self.backend, Backend::Plain { .. }) {
+                File::create(draft.join(READONLY)).map_err(|e| Failure::io("mark the copy", e))?;
+            }
+            Ok(Response::Done {})
+        })
+    }
+
+    fn snapshot_root(&self, from: &VolumeId, id: &VolumeId) -> Result<Response, Failure> {
+        let (_read, _write) = (self.read(from)?, self.change(id)?);
+        let source = self.existing(from)?.join(ROOT);
+        self.assemble(id, |draft| {
+            let copied = self.backend.copy(&source, draft, ROOT, false);
+            copied.map_err(|e| Failure::io("copy the root", e))?;
+            let base = base_of(&draft.join(ROOT)).map_err(|e| Failure::io("read the base", e))?;
+            self.make_home(draft, base.to)?;
+            Ok(Response::Done {})
+        })
+    }
+
+    fn replace_root(&self, from: &VolumeId, id: &VolumeId) -> Result<Response, Failure> {
+        let (_read, _write) = (self.read(from)?, self.change(id)?);
+        let source = self.existing(from)?.join(ROOT);
+        let volume = self.writable(id)?;
+        let work = || -> io::Result<()> {
+            self.backend.remove(&volume, SPARE)?;
+            if base_of(&source)?.from == 0 {
+                chmod(&volume, Mode::from_raw_mode(0o700))?;
+            }
+            self.backend.copy(&source, &volume, SPARE, false)?;
+            if matches!(self.backend, Backend::Plain { .. }) {
+                syncfs(&self.handle)?;
+            }
+            let directory = File::open(&volume)?;
+            renameat_with(&directory, SPARE, &directory, ROOT, RenameFlags::EXCHANGE)?;
+            fsync(&directory)?;
+            self.backend.remove(&volume, SPARE)?;
+            self.balance(&volume)?;
+            open_to_owner(&volume)
+        };
+        work().map_err(|e| Failure::io("replace the root", e))?;
+        Ok(Response::Done {})
+    }
+
+    fn delete(&self, id: &VolumeId) -> Result<Response, Failure> {
+        let _hold = self.change(id)?;
+        let gone = self.dir.join(format!(".gone-{}", id.as_str()));
+        let work = || -> io::Result<()> {
+            self.discard(&gone)?;
+            match std::fs::rename(self.dir.join(id.as_str()), &gone) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            }
+            fsync(&self.handle)?;
+            self.discard(&gone)
+        };
+        work().map_err(|e| Failure::io("delete the volume", e))?;
+        Ok(Response::Done {})
+    }
+
+    fn limit(&self, id: &VolumeId, bytes: Option<u64>) -> Result<Response, Failure> {
+        let _hold = self.change(id)?;
+        let volume = self.existing(id)?;
+        let work = || -> io::Result<()> {
+            let directory = File::open(&volume)?;
+            match bytes {
+                Some(bytes) => {
+                    let text = bytes.to_string();
+                    fsetxattr(&directory, LIMIT, text.as_bytes(), XattrFlags::empty())?;
+                }
+                None => match fremovexattr(&directory, LIMIT) {
+                    Ok(()) | Err(Errno::NODATA) => {}
+                    Err(error) => return Err(error.into()),
+                },
+            }
+            fsync(&directory)?;
+            self.balance(&volume)?;
+            Ok(())
+        };
+        let enforced = matches!(self.backend, Backend::Btrfs);
+        if enforced {
+            work().map_err(|e| Failure::io("set the limit", e))?;
+        }
+        Ok(Response::Limited { enforced })
+    }
+
+    fn usage(&self, id: &VolumeId) -> Result<Response, Failure> {
+        let volume = self.existing(id)?;
+        let (root, home, limit) = self.balance(&volume).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => absent(id),
+            _ => Failure::io("count the volume", error),
+        })?;
+        Ok(Response::Usage {
+            bytes: root.referenced + home.referenced,
+            exclusive: root.exclusive + home.exclusive,
+            limit,
+            enforced: limit.is_some(),
+        })
+    }
+
+    fn pool(&self) -> Result<Response, Failure> {
+        let work = || -> io::Result<Response> {
+            let space = rustix::fs::fstatvfs(&self.handle)?;
+            Ok(Response::Pool {
+                total: space.f_blocks * space.f_frsize,
+                free: space.f_bavail * space.f_frsize,
+                volumes: self.ids()?,
+            })
+        };
+        work().map_err(|e| Failure::io("list the volumes", e))
+    }
+
+    fn shift(&self, id: &VolumeId, base: u32, size: u32) -> Result<Response, Failure> {
+        let _hold = self.change(id)?;
+        let volume = self.writable(id)?;
+        let work = || -> io::Result<u64> {
+            let mut files = 0;
+            for tree in [ROOT, HOME] {
+                let top = open(volume.join(tree), DIRECTORY, Mode::empty())?;
+                files += shift::shift(&top, base, size)?;
+            }
+            open_to_owner(&volume)?;
+            Ok(files)
+        };
+        match work() {
+            Ok(files) => Ok(Response::Shifted { files }),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => Err(Failure::new(
+                Code::Invalid,
+                "The old and the new range of ids overlap, or the new one is empty or too high.",
+            )),
+            Err(error) => Err(Failure::io("shift the owners", error)),
+        }
+    }
+}
+
+impl Volumes {
+    /// Makes a volume aside and gives it its name once it is whole.
+    fn assemble(
+        &self,
+        id: &VolumeId,
+        fill: impl FnOnce(&Path) -> Result<Response, Failure>,
+    ) -> Result<Response, Failure> {
+        let path = self.dir.join(id.as_str());
+        if path.exists() {
+            let message = format!("Volume {} exists already.", id.as_str());
+            return Err(Failure::new(Code::Exists, message));
+        }
+        let draft = self.dir.join(format!(".new-{}", id.as_str()));
+        let begin = || {
+            self.discard(&draft)?;
+            DirBuilder::new().mode(0o700).create(&draft)
+        };
+        let finish = || -> io::Result<()> {
+            open_to_owner(&draft)?;
+            if matches!(self.backend, Backend::Plain { .. }) {
+                syncfs(&self.handle)?;
+            }
+            renameat_with(CWD, &draft, CWD, &path, RenameFlags::NOREPLACE)?;
+            Ok(fsync(&self.handle)?)
+        };
+        begin().map_err(|e| Failure::io("begin the volume", e))?;
+        let filled = fill(&draft).and_then(|answer| {
+            finish().map_err(|e| Failure::io("finish the volume", e))?;
+            Ok(answer)
+        });
+        if filled.is_err()
+            && let Err(error) = self.discard(&draft)
+        {
+            eprintln!("choir-volumes: {} is left behind: {error}", draft.display());
+        }
+        filled
+    }
+
+    fn make_home(&self, draft: &Path, base: u32) -> Result<(), Failure> {
+        let work = || -> io::Result<()> {
+            self.backend.make(draft, HOME)?;
+            let home = open(draft.join(HOME), DIRECTORY, Mode::empty())?;
+            let id = base + USER;
+            match fchown(&home, Some(Uid::from_raw(id)), Some(Gid::from_raw(id))) {
+                // Without root there is only one user to develop as.
+                Err(Errno::PERM) if matches!(self.backend, Backend::Plain { .. }) => {}
+                other => other?,
+            }
+            if base != 0 {
+                Base { from: base, to: base }.mark(&home)?;
+            }
+            Ok(())
+        };
+        work().map_err(|e| Failure::io("make the home", e))
+    }
+
+    /// Deletes a volume's directory, if it is there.
+    fn discard(&self, volume: &Path) -> io::Result<()> {
+        for tree in [ROOT, HOME, SPARE] {
+            self.backend.remove(volume, tree)?;
+        }
+        let marker = std::fs::remove_file(volume.join(READONLY));
+        for outcome in [marker, std::fs::remove_dir(volume)] {
+            match outcome {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn clear_leftovers(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.dir)? {
+            let (entry, name) = entry.map(|e| (e.path(), e.file_name()))?;
+            let name = name.to_string_lossy();
+            if name.starts_with(".new-") || name.starts_with(".gone-") {
+                self.discard(&entry)?;
+            }
+        }
+        for id in self.ids()? {
+            self.backend.remove(&self.dir.join(id), SPARE)?;
+        }
+        Ok(())
+    }
+
+    /// The ids of all volumes, sorted.
+    fn ids(&self) -> io::Result<Vec<String>> {
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let name = entry?.file_name().into_string();
+            if let Ok(id) = VolumeId::try_from(name.unwrap_or_default()) {
+                ids.push(id.as_str().to_owned());
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Counts both trees and divides what the volume has left between them.
+    fn balance(&self, volume: &Path) -> io::Result<(Counted, Counted, Option<u64>)> {
+        let trees = [volume.join(ROOT), volume.join(HOME)];
+        let [root, home] = [self.backend.count(&trees[0])?, self.backend.count(&trees[1])?];
+        if matches!(self.backend, Backend::Plain { .. }) {
+            return Ok((root, home, None));
+        }
+        let limit = read_limit(volume)?;
+        let used = root.referenced + home.referenced;
+        for (path, counted) in trees.iter().zip([root, home]) {
+            let wanted = limit.map(|l| counted.referenced + l.saturating_sub(used));
+            if counted.limit != wanted {
+                let id = kernel::subvolume_id(File::open(path)?.as_fd())?;
+                kernel::set_limit(self.handle.as_fd(), id, wanted)?;
+            }
+        }
+        Ok((root, home, limit))
+    }
+
+    fn existing(&self, id: &VolumeId) -> Result<PathBuf, Failure> {
+        let path = self.dir.join(id.as_str());
+        if path.is_dir() {
+            return Ok(path);
+        }
+        Err(absent(id))
+    }
+
+    fn writable(&self, id: &VolumeId) -> Result<PathBuf, Failure> {
+        let path = self.existing(id)?;
+        let readonly = match &self.backend {
+            Backend::Plain { .. } => Ok(path.join(READONLY).exists()),
+            Backend::Btrfs => File::open(path.join(ROOT)).and_then(|root| Ok(kernel::is_readonly(root.as_fd())?)),
+        };
+        if readonly.map_err(|e| Failure::io("examine the volume", e))? {
+            let message = format!("Volume {} is a read-only snapshot.", id.as_str());
+            return Err(Failure::new(Code::Refused, message));
+        }
+        Ok(path)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<String, Option<u32>>> {
+        // The map is whole after every statement, so a panic elsewhere does not spoil it.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<'a>(&'a self, id: &'a VolumeId) -> Result<Hold<'a>, Failure> {
+        let mut held = self.held();
+        if held.contains_key(id.as_str()) {
+            return Err(busy(id));
+        }
+        held.insert(id.as_str().to_owned(), None);
+        Ok(Hold {
+            volumes: self,
+            id: id.as_str(),
+        })
+    }
+
+    fn read<'a>(&'a self, id: &'a VolumeId) -> Result<Hold<'a>, Failure> {
+        match self.held().entry(id.as_str().to_owned()).or_insert(Some(0)) {
+            Some(readers) => *readers += 1,
+            None => return Err(busy(id)),
+        }
+        Ok(Hold {
+            volumes: self,
+            id: id.as_str(),
+        })
+    }
+}
+
+fn absent(id: &VolumeId) -> Failure {
+    let message = format!("There is no volume {}.", id.as_str());
+    Failure::new(Code::NotFound, message)
+}
+
+fn busy(id: &VolumeId) -> Failure {
+    let message = format!("Volume {} is in use by another request; try again.", id.as_str());
+    Failure::new(Code::Busy, message)
+}
+
+fn base_of(tree: &Path) -> io::Result<Base> {
+    Base::of(&open(tree, DIRECTORY, Mode::empty())?)
+}
+
+/// Until its ids are shifted, a volume may hold setuid programs of the host's root: nobody else may
+/// reach them.
+fn open_to_owner(volume: &Path) -> io::Result<()> {
+    let shifted = [ROOT, HOME]
+        .map(|tree| base_of(&volume.join(tree)))
+        .into_iter()
+        .collect::<io::Result<Vec<_>>>()?
+        .iter()
+        .all(|base| base.from != 0 && base.to != 0);
+    let mode = if shifted { 0o711 } else { 0o700 };
+    Ok(chmod(volume, Mode::from_raw_mode(mode))?)
+}
+
+fn read_limit(volume: &Path) -> io::Result<Option<u64>> {
+    let directory = open(volume, DIRECTORY, Mode::empty())?;
+    let mut text = [0; 32];
+    match fgetxattr(&directory, LIMIT, &mut text) {
+        Err(Errno::NODATA) => Ok(None),
+        Err(error) => Err(error.into()),
+        Ok(length) => std::str::from_utf8(&text[..length])
+            .map_err(io::Error::other)?
+            .parse()
+            .map(Some)
+            .map_err(io::Error::other),
+    }
+}

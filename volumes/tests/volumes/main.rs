@@ -1,0 +1,5 @@
+//! Drives the real binary over its socket.
+
+mod contents;
+mod support;
+mod verbs;

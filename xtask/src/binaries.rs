@@ -1,0 +1,66 @@
+//! Builds the programs that are shipped and puts them side by side in one directory.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+use crate::workspace::{Workspace, agent_target, cargo};
+
+/// The agent is apart because it is linked statically.
+const PROGRAMS: &[&str] = &["choir-hypervisor", "choir", "choir-volumes"];
+const AGENT: &str = "choir-sandbox";
+
+/// Builds everything and installs it into `directory`; what did not change is left alone.
+pub fn build(workspace: &Workspace, release: bool, directory: &Path) -> Result<()> {
+    println!(
+        "==> building the programs ({})",
+        if release { "release" } else { "debug" }
+    );
+    let begun = Instant::now();
+    let profile: &[&str] = if release { &["--release"] } else { &[] };
+    let mut host = cargo();
+    host.arg("build").args(profile);
+    for program in PROGRAMS {
+        host.args(["--package", program]);
+    }
+    command::run(&mut host)?;
+    let target = agent_target();
+    let mut agent = cargo();
+    agent
+        .args(["build", "--package", AGENT, "--target", &target])
+        .args(profile);
+    command::run(&mut agent)?;
+
+    let folder = if release { "release" } else { "debug" };
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    for program in PROGRAMS {
+        let built = workspace.target_directory.join(folder).join(program);
+        install(&built, &directory.join(program))?;
+    }
+    let built = workspace.target_directory.join(target).join(folder).join(AGENT);
+    install(&built, &directory.join(AGENT))?;
+    println!("==> built in {} s", begun.elapsed().as_secs());
+    Ok(())
+}
+
+/// Replaces by rename: running programs keep the file they were started from.
+fn install(built: &Path, installed: &Path) -> Result<()> {
+    let from = fs::metadata(built).with_context(|| format!("{} was not built", built.display()))?;
+    if let Ok(to) = fs::metadata(installed)
+        && to.len() == from.len()
+        && to.modified()? == from.modified()?
+    {
+        return Ok(());
+    }
+    let next = installed.with_extension("next");
+    fs::copy(built, &next).with_context(|| format!("cannot write {}", next.display()))?;
+    File::options()
+        .write(true)
+        .open(&next)?
+        .set_modified(from.modified()?)?;
+    fs::rename(&next, installed)?;
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! `cargo xtask down`: stops everything that `up` started for a data directory, the sandboxes
+//! included. Files stay; the next `up` finds them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::command;
+use crate::data::DataDir;
+use crate::process::Handle;
+use crate::up::{mounts, podman, supervise};
+
+/// Longer than `up` itself takes to stop three programs in order.
+const GRACE: Duration = Duration::from_secs(100);
+
+#[derive(Args)]
+pub struct Options {
+    /// The data directory that was given to `up`
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data: PathBuf,
+}
+
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let data = DataDir::open(&options.data)?;
+    if let Some(up) = Handle::from_file(&data.up_pid()) {
+        println!("==> stopping the hypervisor");
+        up.stop(GRACE);
+    }
+    supervise::stop_leftovers(&data);
+    remove_containers(&data)?;
+    mounts::close_path(&data)?;
+    mounts::unmount(&data.volumes())?;
+    for file in [
+        data.up_pid(),
+        data.address(),
+        data.podman_socket(),
+        data.volumes_socket(),
+    ] {
+        let _absent = fs::remove_file(file);
+    }
+    println!("ChoirOS is down; {} is kept", data.root().display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The storage is this data directory's own, so every container in it is ours.
+fn remove_containers(data: &DataDir) -> Result<()> {
+    if !data.podman().exists() || command::find("podman").is_none() {
+        return Ok(());
+    }
+    let removed = command::capture(podman::command(data).args(["rm", "--all", "--force", "--time", "0"]))
+        .context("the sandboxes could not be stopped")?;
+    match removed.lines().count() {
+        0 => {}
+        number => println!("==> removed {number} containers"),
+    }
+    // Podman keeps a mount of its own here, which would pin the file system below.
+    let storage = data.podman().join("storage");
+    for directory in [storage.join("overlay"), data.podman_run()] {
+        let _not_mounted = command::capture(std::process::Command::new("umount").arg(directory));
+    }
+    let _absent = fs::remove_dir_all(data.podman_run());
+    Ok(())
+}

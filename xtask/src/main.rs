@@ -1,0 +1,60 @@
+//! `cargo xtask`: what people run on this repository, one file per verb. It drives the shipped
+//! programs from outside and must not link any of our crates.
+
+mod binaries;
+mod command;
+mod data;
+mod down;
+mod image;
+mod packages;
+mod process;
+mod test;
+mod tidy;
+mod up;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Up(options) => up::run(&options),
+        Verb::Down(options) => down::run(&options),
+        Verb::Test(options) => test::run(&options),
+        Verb::Image(options) => image::run(&options),
+        Verb::Tidy => tidy::run(),
+        Verb::Launch(options) => up::launch::run(&options),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Runs, tests and builds ChoirOS from a checkout")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what is missing, build, and run the hypervisor on this machine
+    Up(up::Options),
+    /// Stop everything that `up` started for a data directory
+    Down(down::Options),
+    /// Run everything that CI runs
+    Test(test::Options),
+    /// Build the default release: the root file system a sandbox starts from
+    Image(image::Options),
+    /// Check the house rules that a compiler does not know
+    Tidy,
+    /// Become a program that finds listening sockets at descriptor 3 and up
+    #[command(hide = true)]
+    Launch(up::launch::Options),
+}
