@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 )]
 struct Cli {
     /// The configuration; development defaults with data in ./data where this file does not exist.
-    #[arg(long, default_value = DEFAULT_CONFIG)]
+    #[arg(long, global = true, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     #[command(subcommand)]
     verb: Verb,
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let fall_back = cli.config == PathBuf::from(DEFAULT_CONFIG) && !cli.config.exists();
+    let fall_back = cli.config == *DEFAULT_CONFIG && !cli.config.exists();
     let (config, warnings) = if fall_back {
         let config = Config::default();
         let warnings = config.judge()?;

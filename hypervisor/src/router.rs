@@ -6,7 +6,6 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use choir_proxy::{Body, Control, Peer};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tower::ServiceExt;
 
 use crate::app::App;
@@ -50,7 +49,7 @@ pub fn router(app: &Arc<App>) -> Router {
 pub struct ControlHost(pub Router);
 
 impl Control for ControlHost {
-    async fn serve(&self, mut request: Request<Incoming>) -> Response<Body> {
+    async fn serve(&self, mut request: Request<Body>) -> Response<Body> {
         if let Some(peer) = request.extensions().get::<Peer>() {
             let peer = PeerAddr(peer.addr);
             request.extensions_mut().insert(peer);

@@ -15,6 +15,8 @@ use crate::{link, log};
 /// From SIGTERM to SIGKILL for everything in the sandbox; the runtime kills the agent itself after 10 s.
 const GRACE: Duration = Duration::from_secs(8);
 
+const BETWEEN_KILLS: Duration = Duration::from_millis(50);
+
 /// Runs until SIGTERM.
 pub fn run(clock: fn() -> Timestamp, random: fn() -> [u8; 16]) -> ExitCode {
     // SAFETY: nothing has been opened yet; what a container runtime may have left open must not reach the sandbox.
@@ -61,9 +63,16 @@ async fn end(agent: &Agent) {
     kill_all(agent, libc::SIGTERM);
     // Stopped processes take the signal only when they go on.
     kill_all(agent, libc::SIGCONT);
-    if tokio::time::timeout(GRACE, agent.reaper.alone()).await.is_err() {
-        log::say("some processes did not end in time and are killed");
+    if tokio::time::timeout(GRACE, agent.reaper.alone()).await.is_ok() {
+        return;
+    }
+    log::say("some processes did not end in time and are killed");
+    // Again, because outside a namespace of its own the agent sees a process only once its parent has ended.
+    for _ in 0..10 {
         kill_all(agent, libc::SIGKILL);
+        if tokio::time::timeout(BETWEEN_KILLS, agent.reaper.alone()).await.is_ok() {
+            return;
+        }
     }
 }
 
@@ -75,7 +84,17 @@ fn kill_all(agent: &Agent, signal: i32) {
         for group in agent.reaper.groups() {
             kill_group(group, signal);
         }
+        for orphan in children() {
+            // SAFETY: integers; a child that we have not reaped, so the id is still its own.
+            unsafe { libc::kill(orphan, signal) };
+        }
     }
+}
+
+/// Our children, those that fell to us included. The agent is one thread, so this is all of them.
+fn children() -> Vec<i32> {
+    let text = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    text.split_whitespace().filter_map(|id| id.parse().ok()).collect()
 }
 
 fn is_first() -> bool {

@@ -67,7 +67,7 @@ impl Link {
             protocol: message::PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             generation: agent.config().generation,
-            report: report::gather(&agent.place, &nonce)?,
+            report: Box::new(report::gather(&agent.place, &nonce)?),
             nonce,
         };
         channel.send(&hello, None).await?;

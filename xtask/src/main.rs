@@ -1,6 +1,7 @@
 //! `cargo xtask`: what people run on this repository, one file per verb. It drives the shipped
 //! programs from outside and must not link any of our crates.
 
+mod bench;
 mod binaries;
 mod command;
 mod data;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Verb::Up(options) => up::run(&options),
         Verb::Down(options) => down::run(&options),
         Verb::Test(options) => test::run(&options),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Image(options) => image::run(&options),
         Verb::Tidy => tidy::run(),
         Verb::Launch(options) => up::launch::run(&options),
@@ -50,6 +52,8 @@ enum Verb {
     Down(down::Options),
     /// Run everything that CI runs
     Test(test::Options),
+    /// Measure speed and memory beside others' programs
+    Bench(bench::Options),
     /// Build the default release: the root file system a sandbox starts from
     Image(image::Options),
     /// Check the house rules that a compiler does not know

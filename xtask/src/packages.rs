@@ -20,6 +20,8 @@ pub enum Purpose {
     Image,
     /// Running the tests.
     Test,
+    /// Measuring beside other people's programs.
+    Bench,
 }
 
 struct Package {
@@ -113,6 +115,16 @@ const PACKAGES: &[Package] = &[
         "runs the tests' small web applications",
     ),
     package(Purpose::Test, "npm", "npm", "installs packages in the end-to-end tests"),
+    package(Purpose::Bench, "wrk", "wrk", "makes the benchmarks' load"),
+    package(Purpose::Bench, "nginx", "nginx", "is measured beside our proxy"),
+    package(Purpose::Bench, "caddy", "caddy", "is measured beside our proxy"),
+    package(
+        Purpose::Bench,
+        "nodejs",
+        "node",
+        "runs configurable-http-proxy, measured beside our proxy",
+    ),
+    package(Purpose::Bench, "npm", "npm", "installs configurable-http-proxy"),
 ];
 
 /// Installs what `purposes` need and this machine lacks, saying what and why. Asks before using
@@ -257,7 +269,13 @@ mod tests {
 
     #[test]
     fn a_machine_with_everything_lacks_nothing() {
-        let all = [Purpose::Build, Purpose::Podman, Purpose::Image, Purpose::Test];
+        let all = [
+            Purpose::Build,
+            Purpose::Podman,
+            Purpose::Image,
+            Purpose::Test,
+            Purpose::Bench,
+        ];
         assert!(missing(&all, |_| true).is_empty());
         assert_eq!(missing(&all, |_| false).len(), PACKAGES.len());
     }

@@ -28,6 +28,9 @@ use crate::waiting::until;
 /// How long a hypervisor may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
+/// How long deleted sandboxes may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(30);
+
 /// What was asked for.
 pub struct Options {
     pub invite: Option<String>,
@@ -100,11 +103,27 @@ async fn everything(ctx: &Context, client: &Client, options: &Options, report: &
     }
     let deleted = report
         .step("delete the workspace with both sandboxes", async {
-            Ok(session.delete_workspace(&workspace, DELETION).await?)
+            session.delete_workspace(&workspace, DELETION).await?;
+            let after = session.workspace(&workspace).await;
+            expect(
+                after.is_err_and(|e| e.status() == Some(404)),
+                "a deleted workspace is still there",
+            )
         })
         .await;
+    let freed = match &deleted {
+        Ok(()) => {
+            report
+                .step(
+                    "its name is free again: create it and delete it",
+                    again(&session, &workspace),
+                )
+                .await
+        }
+        Err(_) => Ok(()),
+    };
     let out = report.step("log out for good", account.logout(&mut browser)).await;
-    done.and(deleted).and(out)
+    done.and(deleted).and(freed).and(out)
 }
 
 async fn with_workspace(
@@ -167,6 +186,22 @@ async fn with_workspace(
             .await?;
     }
     Ok(())
+}
+
+/// A name is taken until the last of both sandboxes is gone.
+async fn again(session: &Client, workspace: &Name) -> Result<(), Failure> {
+    let begun = Instant::now();
+    loop {
+        match session.create_workspace(workspace).await {
+            Ok(_) => return Ok(session.delete_workspace(workspace, DELETION).await?),
+            Err(error) if error.status() != Some(409) => return Err(error.into()),
+            Err(_) if begun.elapsed() >= GONE_WITHIN => {
+                let told = "the deleted workspace's name is still taken after 30 s: its sandboxes are not gone";
+                return Err(Failure::Failed(told.to_owned()));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
 }
 
 /// A hypervisor that was just started may still import its first release.

@@ -27,7 +27,8 @@ pub async fn run(ctx: &mut Context, args: &Args) -> Result<(), Failure> {
     let login = if args.with_token {
         from_stdin(ctx).await?
     } else {
-        from_browser(ctx).await?
+        let host = rustix::system::uname();
+        approve(ctx, &format!("choir on {}", host.nodename().to_string_lossy())).await?
     };
     let username = login.username.clone();
     ctx.config.url = Some(ctx.url.clone());
@@ -58,12 +59,10 @@ async fn from_stdin(ctx: &Context) -> Result<Login, Failure> {
     }
 }
 
-async fn from_browser(ctx: &Context) -> Result<Login, Failure> {
+/// Shows a code and waits until a person has approved it in the browser; `name` is what they are shown.
+pub async fn approve(ctx: &Context, name: &str) -> Result<Login, Failure> {
     let client = ctx.anonymous()?;
-    let name = rustix::system::uname();
-    let start = client
-        .device_start(&format!("choir on {}", name.nodename().to_string_lossy()))
-        .await?;
+    let start = client.device_start(name).await?;
     // On the standard error, so that `--json` has the answer alone on the other.
     eprintln!(
         "Open {}\nand check that it shows the code {}.",

@@ -68,14 +68,22 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Failure> {
         id,
     };
     let socket = session.attach().await?;
+    let mut term = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let raw = Raw::enter()?;
-    let ended = session.talk(socket).await;
+    let ended = tokio::select! {
+        ended = session.talk(socket) => ended,
+        _ = term.recv() => Ok(End::Left),
+        _ = hangup.recv() => Ok(End::Left),
+        _ = interrupt.recv() => Ok(End::Left),
+    };
     drop(raw);
     match ended? {
         End::Exit(0) => Ok(()),
         End::Exit(code) => Err(Failure::Exit(code)),
         End::Left => Err(Failure::Failed(format!(
-            "the connection is lost; the terminal goes on: `choir shell {} --terminal {}`",
+            "the connection is gone and the terminal goes on; come back with `choir shell {} --terminal {}`",
             args.slot, session.id
         ))),
     }

@@ -47,6 +47,9 @@ pub enum Observed {
         attempt: u32,
         since: Timestamp,
         not_before: Timestamp,
+        /// Why the generation before it ended, where it ended by itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
     },
     Ready {
         generation: u64,
@@ -203,6 +206,7 @@ impl Observed {
     pub fn reason(&self) -> Option<String> {
         match self {
             Self::Unhealthy { reason, .. } | Self::Failed { reason, .. } => Some(reason.clone()),
+            Self::Starting { because, .. } => because.clone(),
             Self::Stopped { exit: Some(exit), .. } if exit.oom_killed => {
                 Some("it ran out of memory and was killed; raise `limits.memory` or use less".to_owned())
             }
@@ -246,6 +250,7 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
     {
         return Ok(state);
     }
+    let kept = state.clone();
     Ok(match (state, event) {
         (S::Creating { .. }, Event::Created) => S::Stopped { exit: None, since: now },
         (S::Creating { .. }, Event::CreateFailed { reason }) => S::Failed {
@@ -254,46 +259,19 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
             retry_at: Some(after(now, RETRY_FAILED)),
             attempt: 0,
         },
-        (S::Failed { attempt, .. }, Event::StartAsked { generation }) => starting(generation, attempt + 1, now),
-        (S::Stopped { .. } | S::Creating { .. }, Event::StartAsked { generation }) => starting(generation, 1, now),
-        (S::Starting { attempt, .. }, Event::StartAsked { generation }) => S::Starting {
+        (S::Failed { attempt, .. }, Event::StartAsked { generation }) => starting(generation, attempt + 1, None, now),
+        (S::Stopped { .. } | S::Creating { .. }, Event::StartAsked { generation }) => {
+            starting(generation, 1, None, now)
+        }
+        (S::Starting { attempt, because, .. }, Event::StartAsked { generation }) => S::Starting {
             generation,
             attempt,
             since: now,
             not_before: now,
+            because,
         },
         (S::Starting { generation, .. }, Event::AgentReady { .. }) => S::Ready { generation, since: now },
-        (S::Starting { attempt, .. }, Event::Exited { generation, reason, .. }) => {
-            again(generation, attempt, reason, now)
-        }
-        (
-            S::Ready { since, .. },
-            Event::Exited {
-                generation,
-                exit,
-                reason,
-            },
-        )
-        | (
-            S::Unhealthy { since, .. },
-            Event::Exited {
-                generation,
-                exit,
-                reason,
-            },
-        ) => {
-            let earned = now.duration_since(since).unsigned_abs() >= STABLE_AFTER;
-            let reason = if exit.oom_killed {
-                format!("{reason}: it ran out of memory")
-            } else {
-                reason
-            };
-            again(generation, if earned { 0 } else { 1 }, reason, now)
-        }
-        (S::Paused { .. }, Event::Exited { exit, .. }) => S::Stopped {
-            exit: Some(exit),
-            since: now,
-        },
+        (state, Event::Exited { exit, reason, .. }) => ended(state, exit, reason, now),
         (S::Ready { generation, .. }, Event::ProbeFailed { reason }) => S::Unhealthy {
             generation,
             since: now,
@@ -313,40 +291,50 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
             deadline: after(now, STOP_GRACE),
         },
         (S::Failed { .. }, Event::StopAsked) => S::Stopped { exit: None, since: now },
-        (S::Stopping { .. }, Event::Exited { exit, .. }) => S::Stopped {
-            exit: Some(exit),
-            since: now,
-        },
         (S::Deleting { .. }, Event::Gone) => S::Deleted,
-        (
-            S::Creating { .. }
-            | S::Stopped { .. }
-            | S::Failed { .. }
-            | S::Starting { .. }
-            | S::Ready { .. }
-            | S::Paused { .. }
-            | S::Unhealthy { .. }
-            | S::Stopping { .. },
-            Event::DeleteAsked,
-        ) => S::Deleting { since: now },
+        (S::Deleted | S::Deleting { .. }, Event::DeleteAsked) => return Ok(kept),
+        (_, Event::DeleteAsked) => S::Deleting { since: now },
         // Asked twice, or news that came after the fact: nothing to do.
-        (same @ (S::Ready { .. } | S::Unhealthy { .. }), Event::AgentReady { .. } | Event::Thawed)
-        | (same @ S::Ready { .. }, Event::ProbeOk)
-        | (same @ S::Stopped { .. }, Event::StopAsked | Event::Exited { .. })
-        | (same @ S::Failed { .. }, Event::Exited { .. })
-        | (same @ S::Stopping { .. }, Event::StopAsked | Event::AgentReady { .. } | Event::ProbeFailed { .. })
-        | (same @ S::Deleting { .. }, Event::DeleteAsked | Event::Exited { .. })
-        | (same @ S::Unhealthy { .. }, Event::ProbeFailed { .. }) => same,
+        (S::Ready { .. } | S::Unhealthy { .. }, Event::AgentReady { .. } | Event::Thawed)
+        | (S::Ready { .. }, Event::ProbeOk)
+        | (S::Stopped { .. }, Event::StopAsked)
+        | (S::Stopping { .. }, Event::StopAsked | Event::AgentReady { .. } | Event::ProbeFailed { .. })
+        | (S::Unhealthy { .. }, Event::ProbeFailed { .. }) => kept,
         _ => return Err(error),
     })
 }
 
-fn starting(generation: u64, attempt: u32, now: Timestamp) -> Observed {
+/// The state after a container ended.
+fn ended(state: Observed, exit: Exit, reason: String, now: Timestamp) -> Observed {
+    use Observed as S;
+    let reason = if exit.oom_killed {
+        format!("{reason}: it ran out of memory")
+    } else {
+        reason
+    };
+    match state {
+        S::Starting {
+            generation, attempt, ..
+        } => again(generation, attempt, reason, now),
+        S::Ready { generation, since } | S::Unhealthy { generation, since, .. } => {
+            let earned = now.duration_since(since).unsigned_abs() >= STABLE_AFTER;
+            again(generation, if earned { 0 } else { 1 }, reason, now)
+        }
+        S::Paused { .. } | S::Stopping { .. } => S::Stopped {
+            exit: Some(exit),
+            since: now,
+        },
+        rest => rest,
+    }
+}
+
+fn starting(generation: u64, attempt: u32, because: Option<String>, now: Timestamp) -> Observed {
     Observed::Starting {
         generation,
         attempt,
         since: now,
         not_before: after(now, backoff(attempt)),
+        because,
     }
 }
 
@@ -361,7 +349,7 @@ fn again(generation: u64, attempt: u32, reason: String, now: Timestamp) -> Obser
         }
     } else {
         // The number stays until `StartAsked` names the next generation.
-        starting(generation, attempt + 1, now)
+        starting(generation, attempt + 1, Some(reason), now)
     }
 }
 

@@ -39,7 +39,7 @@ pub enum FromAgent {
         version: String,
         generation: u64,
         nonce: String,
-        report: SelfReport,
+        report: Box<SelfReport>,
     },
     /// With the descriptor of a listening loopback socket inside the sandbox.
     Listener {

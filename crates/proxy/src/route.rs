@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use choir_core::{Door, Generation, SandboxHost};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response};
-use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
@@ -46,8 +45,8 @@ impl Peer {
 
 /// Serves the control host.
 pub trait Control: Send + Sync + 'static {
-    /// Answers one request; its extensions hold the [`Peer`].
-    fn serve(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+    /// Answers one request; its extensions hold the [`Peer`], and hyper's `OnUpgrade` where one was asked for.
+    fn serve(&self, request: Request<Body>) -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// Decides who may pass to a sandbox host.

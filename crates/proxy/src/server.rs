@@ -31,7 +31,7 @@ use crate::route::{Admission, Control, Gate, Peer};
 use crate::{Body, head, site};
 
 /// Read and write buffers of one connection: what a head may take (32 KiB), and room to say 414 to a longer one.
-const BUFFER: usize = 40 * 1024;
+const BUFFER: usize = 36 * 1024;
 const MAX_HEADERS: usize = 100;
 /// How long accepting rests when the process is out of descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -188,7 +188,7 @@ impl<C: Control, G: Gate> Server<C, G> {
         let peer = self.peer(from, &head.headers);
         match self.hosts.parse(host.to_str().unwrap_or_default()) {
             Ok(Target::Control) => {
-                let mut request = Request::from_parts(head, body);
+                let mut request = Request::from_parts(head, Body::incoming(body));
                 request.extensions_mut().insert(peer);
                 self.control.serve(request).await
             }

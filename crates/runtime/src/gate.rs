@@ -296,7 +296,7 @@ fn admit(hello: FromAgent, spec: &Spec) -> Result<SelfReport, String> {
     if !bool::from(nonce.as_bytes().ct_eq(spec.nonce.as_bytes())) {
         return Err("its nonce is wrong".into());
     }
-    Ok(report)
+    Ok(*report)
 }
 
 /// Serves a link in place of the one before, until it ends.

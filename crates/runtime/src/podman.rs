@@ -66,6 +66,8 @@ pub(crate) struct Progress {
     pub started: bool,
     pub ended: bool,
     pub refused: bool,
+    /// Bytes of memory it was last given. Podman's statistics go on telling the first limit.
+    pub memory: Option<u64>,
 }
 
 impl Drop for Podman {
@@ -127,6 +129,7 @@ impl Podman {
             inspected: OnceCell::new(),
             progress: Mutex::new(Progress {
                 started,
+                memory: Some(spec.limits.memory),
                 ..Progress::default()
             }),
         });
@@ -241,6 +244,8 @@ impl Runtime for Podman {
     }
 
     async fn create(&self, spec: &Spec) -> Result<()> {
+        // Asked here once, so that no start waits for it.
+        self.shared.is_rootless().await?;
         let known = self.expect(spec, false)?;
         let created = match self.client().create(&known.container).await {
             Err(Error::Busy(why) | Error::Refused(why)) if why.contains("already in use") => {
@@ -262,22 +267,16 @@ impl Runtime for Podman {
     }
 
     async fn adopt(&self, spec: &Spec) -> Result<()> {
+        let name = spec.generation.container_name();
+        let inspect = self.client().inspect(&name).await?;
         let known = self.expect(spec, true)?;
-        let name = &known.container.name;
-        let inspect = match self.client().inspect(name).await {
-            Ok(inspect) => inspect,
-            Err(e) => {
-                self.shared.all().remove(&spec.generation);
-                return Err(e);
-            }
-        };
         match seen(&inspect.state)? {
             Seen::Created => known.progress().started = false,
             Seen::Exited(exit) => self.shared.note_exit(&known, exit).await,
             _ => {
                 // Whoever made it may have had other limits.
                 let resources = template::resources(&spec.limits);
-                if let Err(e) = self.client().update(name, &resources).await {
+                if let Err(e) = self.client().update(&name, &resources).await {
                     tracing::warn!(generation = %spec.generation, error = %e, "limits could not be set at adoption");
                 }
                 self.shared.inspect_soon(known);
@@ -364,15 +363,20 @@ impl Runtime for Podman {
 
     async fn limit(&self, generation: &Generation, limits: &Limits) -> Result<()> {
         let resources = template::resources(limits);
-        self.client().update(&generation.container_name(), &resources).await
+        self.client().update(&generation.container_name(), &resources).await?;
+        if let Some(known) = self.shared.get(generation) {
+            known.progress().memory = Some(limits.memory);
+        }
+        Ok(())
     }
 
     async fn stats(&self, generation: &Generation) -> Result<Stats> {
         let usage = self.client().stats(&generation.container_name()).await?;
+        let given = self.shared.get(generation).and_then(|known| known.progress().memory);
         Ok(Stats {
             cpu_ns: usage.cpu_ns,
             memory: usage.memory,
-            memory_limit: usage.memory_limit,
+            memory_limit: given.unwrap_or(usage.memory_limit),
             pids: usage.pids,
         })
     }

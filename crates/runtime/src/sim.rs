@@ -41,6 +41,8 @@ struct Inner {
     starts: u64,
     /// Ports something listens on in every sandbox; what is not here refuses.
     ports: Vec<u16>,
+    /// Where the runtimes that look at this world are told what happens.
+    watchers: Vec<mpsc::Sender<Notice>>,
 }
 
 #[derive(Debug)]
@@ -75,6 +77,26 @@ impl World {
         self.lock().ports.push(port);
     }
 
+    /// As if the process inside had ended; every runtime over this world tells. Nothing happens where none runs.
+    pub async fn exit(&self, generation: &Generation, exit: Exit) {
+        let watchers = {
+            let mut world = self.lock();
+            match world.containers.get_mut(generation) {
+                Some(c) if matches!(c.seen, Seen::Running | Seen::Paused) => c.seen = Seen::Exited(exit.clone()),
+                _ => return,
+            }
+            world.watchers.retain(|w| !w.is_closed());
+            world.watchers.clone()
+        };
+        for watcher in watchers {
+            let notice = Notice::Exited {
+                generation: generation.clone(),
+                exit: exit.clone(),
+            };
+            let _ = watcher.send(notice).await;
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,25 +118,8 @@ impl Sim {
     /// A runtime that sees the world's containers.
     pub fn new(world: World) -> Self {
         let (sender, notices) = gate::notices();
+        world.lock().watchers.push(sender.clone());
         Self { world, sender, notices }
-    }
-
-    /// As if the process inside had ended. Nothing happens where none runs.
-    pub async fn exit(&self, generation: &Generation, exit: Exit) {
-        let ended = self.world.with(generation, |c| {
-            let ran = matches!(c.seen, Seen::Running | Seen::Paused);
-            if ran {
-                c.seen = Seen::Exited(exit.clone());
-            }
-            ran
-        });
-        if matches!(ended, Ok(true)) {
-            self.tell(Notice::Exited {
-                generation: generation.clone(),
-                exit,
-            })
-            .await;
-        }
     }
 
     /// As if a program inside had connected to the broker or egress port; the program's end is returned.
@@ -156,7 +161,7 @@ impl Sim {
                 code,
                 oom_killed: false,
             };
-            self.exit(generation, exit).await;
+            self.world.exit(generation, exit).await;
         }
     }
 }
@@ -255,7 +260,7 @@ impl Runtime for Sim {
                 oom_killed: false,
             },
         };
-        self.exit(generation, ended.clone()).await;
+        self.world.exit(generation, ended.clone()).await;
         Ok(ended)
     }
 

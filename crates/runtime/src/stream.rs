@@ -57,6 +57,8 @@ impl Tcp {
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        // sendmsg(2) takes at most 1024 at once; what is left out is the caller's next write.
+        let bufs = &bufs[..bufs.len().min(1024)];
         loop {
             ready!(self.stream.poll_write_ready(cx))?;
             let sent = self.stream.try_io(Interest::WRITABLE, || {

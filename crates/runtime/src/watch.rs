@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::libpod::Event;
 use crate::podman::{Known, Shared, generation, seen};
-use crate::{Error, Result, Seen, template};
+use crate::{Error, Result, Seen};
 
 /// A sweep happens at least this often, for events the service lost.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ pub(crate) async fn exits(shared: Arc<Shared>) {
 
 async fn follow(shared: &Arc<Shared>, failures: &mut usize) -> Result<()> {
     let mut sweeps = tokio::time::interval_at(Instant::now() + SETTLE, SWEEP);
-    let opening = shared.client.deaths(template::LABEL_SANDBOX);
+    let opening = shared.client.deaths();
     tokio::pin!(opening);
     // Podman 4 sends even the head of the answer only with the first event.
     let mut body = loop {
@@ -72,6 +72,8 @@ async fn follow(shared: &Arc<Shared>, failures: &mut usize) -> Result<()> {
                 line.clear();
             } else if line.len() < MAX_LINE {
                 line.push(byte);
+            } else {
+                return Err(Error::Protocol("its events do not end".into()));
             }
         }
     }

@@ -72,5 +72,6 @@ contained!(
     nothing_of_the_hosts_environment_or_names_comes_in,
     forbidden_system_calls_are_refused,
     a_flooded_log_stays_bounded,
+    an_exit_while_the_service_is_away_is_noticed_when_it_is_back,
     a_stubborn_process_is_killed_after_its_grace,
 );

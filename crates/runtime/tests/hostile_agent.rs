@@ -63,7 +63,7 @@ impl Rig {
             version: "0".to_owned(),
             generation: 0,
             nonce: self.spec.nonce.clone(),
-            report: SelfReport::default(),
+            report: Box::default(),
         }
     }
 
@@ -119,7 +119,7 @@ async fn only_the_right_nonce_generation_and_protocol_are_welcomed() {
         version: version.clone(),
         generation,
         nonce: nonce.to_owned(),
-        report: report.clone(),
+        report: report.clone().into(),
     };
     let wrong = [
         hello(PROTOCOL, 0, ""),

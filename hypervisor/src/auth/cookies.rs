@@ -103,7 +103,7 @@ mod tests {
             format!("{SESSION} ={token}"),
             format!("__host-choir={token}"),
             format!("{SESSION}={token}x"),
-            format!("{SESSION}"),
+            SESSION.to_owned(),
             format!("{SESSION}=\"{token}\""),
         ] {
             assert!(read(&headers(&[line.as_bytes()]), SESSION).unwrap().is_none(), "{line}");

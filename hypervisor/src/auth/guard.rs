@@ -20,10 +20,8 @@ use crate::error::{ApiError, ApiResult, with_request_id};
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Anybody.
+    /// Anybody; the handler sees who it is, if anyone. All that a session begun by recovery may call.
     Public,
-    /// Any session, one that was begun by recovery included.
-    Recovery,
     /// A full session; no token.
     Session,
     /// A full session, or a token with scope `read` (GET and HEAD) or `write`.
@@ -36,7 +34,7 @@ pub enum Access {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     pub access: Access,
-    /// In upper case.
+    /// In upper case; `ANY` stands for all.
     pub method: &'static str,
     /// With parameters as axum writes them.
     pub path: &'static str,
@@ -134,7 +132,11 @@ impl Guard {
         };
         let path = head.extensions.get::<MatchedPath>().map(MatchedPath::as_str);
         let routes = path.and_then(|path| self.access.get(path));
-        let known = routes.and_then(|routes| routes.iter().find(|route| route.method == method));
+        let known = routes.and_then(|routes| {
+            routes
+                .iter()
+                .find(|route| route.method == method || route.method == "ANY")
+        });
         known.map_or(Access::User, |route| route.access)
     }
 
@@ -175,7 +177,7 @@ fn permit(access: Access, caller: &Caller, method: &Method) -> ApiResult<()> {
     let reads = matches!(*method, Method::GET | Method::HEAD);
     if let Credential::Session(session) = &caller.by
         && session.kind == SessionKind::Recovery
-        && !matches!(access, Access::Public | Access::Recovery)
+        && access != Access::Public
     {
         return Err(ApiError::forbidden(
             "recovery_only",
@@ -184,7 +186,7 @@ fn permit(access: Access, caller: &Caller, method: &Method) -> ApiResult<()> {
     }
     let scope = match access {
         Access::Public => return Ok(()),
-        Access::Recovery | Access::Session => return caller.session().map(drop),
+        Access::Session => return caller.session().map(drop),
         Access::User if reads => "read",
         Access::User => "write",
         Access::Admin => "admin",

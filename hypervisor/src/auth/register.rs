@@ -3,7 +3,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use choir_core::Name;
 use choir_store::{Error as StoreError, Hash, InviteKind, Registration, SessionKind};
@@ -42,6 +42,8 @@ pub(super) async fn start(
     auth.limit_starts(peer)?;
     let (options, purpose) = match caller {
         Some(caller) if start.invite.is_none() => auth.begin_another(&caller, start).await?,
+        // Somebody who was signed in, or had ten minutes to recover, and no longer is.
+        None if start.invite.is_none() && start.username.is_empty() => return Err(signed_out()),
         _ => auth.begin_new_user(start).await?,
     };
     let cookie = auth.0.ceremonies.begin(purpose, auth.random(), auth.now());
@@ -229,6 +231,11 @@ fn passkey_name(typed: Option<&str>) -> ApiResult<String> {
 fn not_invited() -> ApiError {
     let message = "Registering needs a valid link: the claim link that the server printed, or an invite of an admin.";
     ApiError::forbidden("invite_required", message)
+}
+
+fn signed_out() -> ApiError {
+    let message = "You are not signed in any more; sign in, or use another recovery code.";
+    ApiError::new(StatusCode::UNAUTHORIZED, "signed_out", message)
 }
 
 fn name_taken() -> ApiError {

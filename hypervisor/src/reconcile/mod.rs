@@ -98,6 +98,11 @@ impl Handle {
         self.ask(|reply| Ask::Restart(audit, reply)).await
     }
 
+    /// Has it deleted, as the database says by now.
+    pub async fn delete(&self) {
+        let _ = self.inbox.send(Ask::Delete).await;
+    }
+
     /// Freezes it, if it is ready.
     pub async fn pause(&self) {
         let _ = self.inbox.send(Ask::Pause).await;
@@ -247,6 +252,7 @@ impl Fleet {
                         attempt: 1,
                         since: now,
                         not_before: now,
+                        because: None,
                     },
                 };
                 started = true;

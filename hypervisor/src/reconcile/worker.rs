@@ -36,6 +36,8 @@ pub enum Ask {
     Pause,
     /// Settings changed: limits and policy are read anew.
     Settings,
+    /// The database says that it should be deleted.
+    Delete,
     Ready(u64),
     Exited(u64, Exit),
     Lost(u64),
@@ -114,6 +116,10 @@ impl Worker {
             }
             Ask::Pause => self.pause().await,
             Ask::Settings => self.apply_limits(),
+            Ask::Delete => {
+                self.desired = Desired::Deleted;
+                self.publish();
+            }
             Ask::Ready(generation) => self.ready(generation).await,
             Ask::Exited(generation, exit) => self.exited(generation, exit, "it ended by itself".into()).await,
             Ask::Refused(generation, reason) => {
@@ -170,7 +176,6 @@ impl Worker {
             (Desired::Stopped, o) if o.generation().is_some() || matches!(o, Observed::Failed { .. }) => {
                 self.happened(Event::StopAsked).await;
             }
-            (Desired::Deleted, _) => self.happened(Event::DeleteAsked).await,
             _ => {}
         }
         Ok(())
@@ -335,7 +340,10 @@ impl Worker {
                 };
                 self.begin(Effect::Stop(generation));
             }
-            Some(Action::Delete) => self.begin(Effect::Delete),
+            Some(Action::Delete) => {
+                self.happened(Event::DeleteAsked).await;
+                self.begin(Effect::Delete);
+            }
         }
     }
 

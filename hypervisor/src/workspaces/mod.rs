@@ -124,13 +124,7 @@ impl App {
         self.publish(&after).await;
         for slot in Slot::ALL {
             if let Some(handle) = self.fleet.handle(&after.slot(slot).id) {
-                // Wanted since the commit above; this only tells the worker.
-                let told = handle
-                    .desire(Desired::Deleted, self.event(&after, "sandbox.delete"))
-                    .await;
-                if let Err(error) = told {
-                    tracing::debug!(sandbox.id = %handle.id, %error, "already on its way out");
-                }
+                handle.delete().await;
             }
         }
         Ok(())

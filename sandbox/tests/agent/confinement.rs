@@ -34,7 +34,7 @@ async fn sandbox() -> Option<(Sandbox, Link)> {
         eprintln!("skipped: this needs root and namespaces");
         return None;
     }
-    let mut sandbox = Sandbox::start_with(|dir| {
+    let mut sandbox = Sandbox::start_with(libc::SIGKILL, |dir| {
         let mut command = Command::new("unshare");
         command.args(flags).args(["sh", "-c", SETUP]);
         command.env("RUN", dir.join("run")).env("AGENT", BINARY);

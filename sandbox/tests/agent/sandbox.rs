@@ -41,7 +41,7 @@ pub async fn until(mut condition: impl AsyncFnMut() -> bool) {
 /// The runtime's end of one link, after the handshake.
 pub struct Link {
     pub channel: Channel,
-    pub report: SelfReport,
+    pub report: Box<SelfReport>,
     pub broker: std::net::TcpListener,
     pub egress: std::net::TcpListener,
 }
@@ -69,12 +69,14 @@ pub struct Sandbox {
     pub log: Lines<BufReader<pipe::Receiver>>,
     door: Listener,
     apis: u32,
+    /// The signal that takes everything with it.
+    end_with: i32,
 }
 
 impl Sandbox {
     /// A running agent that has not been welcomed yet.
     pub fn start() -> Self {
-        Self::start_with(|dir| {
+        Self::start_with(libc::SIGTERM, |dir| {
             let mut command = Command::new(BINARY);
             command.arg("agent").env_clear().env("PATH", "/usr/bin:/bin");
             command.env("CHOIR_RUN_DIR", dir.join("run"));
@@ -84,7 +86,7 @@ impl Sandbox {
         })
     }
 
-    pub fn start_with(command: impl FnOnce(&Path) -> Command) -> Self {
+    pub fn start_with(end_with: i32, command: impl FnOnce(&Path) -> Command) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("run")).unwrap();
         std::fs::create_dir(directory.path().join("home")).unwrap();
@@ -102,6 +104,7 @@ impl Sandbox {
             log: BufReader::new(log).lines(),
             door,
             apis: 0,
+            end_with,
         }
     }
 
@@ -212,7 +215,7 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         if let Ok(None) = self.agent.try_wait() {
-            signal(self.agent.id(), libc::SIGTERM);
+            signal(self.agent.id(), self.end_with);
             let _ = self.agent.wait();
         }
     }

@@ -216,6 +216,14 @@ impl OnTerminal {
     }
 }
 
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the terminal shows {:?}", self.seen);
+        }
+    }
+}
+
 fn resize(master: &OwnedFd, cols: u16, rows: u16) {
     let size = libc::winsize {
         ws_row: rows,
@@ -266,7 +274,9 @@ async fn a_root_shell_has_job_control() {
     let mut command = sudo(&sandbox);
     command.args(["bash", "--norc", "-i"]);
     let mut terminal = OnTerminal::start(command);
-    terminal.types("sleep 1000\r");
+    terminal.sees("bash-").await;
+    terminal.types("echo go''ing; sleep 1000\r");
+    terminal.sees("going").await;
     until(async || {
         terminal.types("\x1a");
         terminal.take();

@@ -131,7 +131,7 @@ async fn too_much_output_leaves_a_gap_that_is_named() {
 #[tokio::test]
 async fn cancelling_ends_the_whole_group() {
     let (sandbox, _link) = Sandbox::ready().await;
-    let line = "trap 'echo bye; exit 0' TERM; sleep 1000 & echo $!; wait";
+    let line = "trap 'echo bye; exit 0' TERM; sh -c 'echo $$; exec sleep 1000' & wait";
     let made = create(&sandbox, json!({"command": ["sh", "-c", line]})).await;
     let seen = events(&sandbox, &made.id, 0, 3).await;
     let background = text(&seen).trim().parse().unwrap();

@@ -1,1 +1,11 @@
-//! e2e
+//! What the end-to-end tests share: an instance of the shipped programs, a real browser, a person using it, and plain
+//! HTTP. It must not know what any one test claims.
+
+pub mod browser;
+pub mod http;
+pub mod instance;
+pub mod page;
+pub mod person;
+pub mod recorder;
+pub mod skip;
+pub mod waiting;

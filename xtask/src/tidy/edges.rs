@@ -90,6 +90,11 @@ const RULES: &[Rule] = &[
         never: &[],
     },
     Rule {
+        name: "choir-bench",
+        ours: &["choir-api", "choir-core"],
+        never: DATABASES,
+    },
+    Rule {
         name: "xtask",
         ours: &[],
         never: &[],

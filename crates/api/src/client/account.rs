@@ -85,22 +85,6 @@ pub struct Token {
     pub last_used_at: Option<Timestamp>,
 }
 
-/// `POST /me/tokens`.
-#[derive(Debug, Clone, Serialize)]
-pub struct CreateToken {
-    pub name: String,
-    /// `read`, `write`, `admin`.
-    pub scopes: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expires_in_s: Option<i64>,
-}
-
-/// A token, the one time it is shown.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct NewToken {
-    pub token: String,
-}
-
 /// `GET /admin/invites`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Invite {
@@ -190,12 +174,6 @@ impl Client {
     /// Any.
     pub async fn tokens(&self) -> Result<Page<Token>, ClientError> {
         self.get("/me/tokens").await
-    }
-
-    /// # Errors
-    /// Any.
-    pub async fn create_token(&self, token: &CreateToken) -> Result<NewToken, ClientError> {
-        self.post("/me/tokens", token).await
     }
 
     /// # Errors

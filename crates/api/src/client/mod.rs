@@ -20,9 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-pub use account::{
-    CreateInvite, CreateToken, DevicePoll, DeviceStart, Invite, Me, NewInvite, NewToken, Proof, Registered, Token, User,
-};
+pub use account::{CreateInvite, DevicePoll, DeviceStart, Invite, Me, NewInvite, Proof, Registered, Token, User};
 pub use error::ClientError;
 pub use events::{Events, ServerEvent};
 pub use reqwest::header;

@@ -122,3 +122,80 @@ fn lost(error: &Error) -> ClientError {
         reason: error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+    use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+
+    use super::*;
+    use crate::client::Credential;
+
+    async fn listen() -> (TcpListener, Client) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://live--a--b.localhost:{}", listener.local_addr().unwrap().port());
+        (
+            listener,
+            Client::new(&base, Credential::Token("choir_x".into())).unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn frames_come_back_as_they_were_sent_and_a_close_has_its_code() {
+        let (listener, client) = listen().await;
+        let server = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut peer = tokio_tungstenite::accept_async(stream).await.unwrap();
+            peer.send(Message::Ping(Bytes::new())).await.unwrap();
+            let mut echoed = 0;
+            while echoed < 2 {
+                let message = peer.next().await.unwrap().unwrap();
+                if !message.is_pong() {
+                    peer.send(message).await.unwrap();
+                    echoed += 1;
+                }
+            }
+            let frame = CloseFrame {
+                code: 1012.into(),
+                reason: "".into(),
+            };
+            peer.close(Some(frame)).await.unwrap();
+        };
+        let ours = async {
+            let mut socket = client.socket("/x").await.unwrap();
+            socket.send_text("a".into()).await.unwrap();
+            socket.send_binary(Bytes::from_static(b"\xff")).await.unwrap();
+            [
+                socket.next().await.unwrap(),
+                socket.next().await.unwrap(),
+                socket.next().await.unwrap(),
+            ]
+        };
+        let ((), frames) = tokio::join!(server, ours);
+        let expected = [
+            Frame::Text("a".into()),
+            Frame::Binary(Bytes::from_static(b"\xff")),
+            Frame::Closed(1012),
+        ];
+        assert_eq!(frames, expected);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_instead_of_an_upgrade_gives_the_servers_own_sentence() {
+        let (listener, client) = listen().await;
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let body = r#"{"error":{"code":"not_found","message":"There is nothing here."}}"#;
+            let head = format!("HTTP/1.1 404 Not Found\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            stream
+        };
+        let (_stream, refused) = tokio::join!(server, client.socket("/x"));
+        let error = refused.err().unwrap();
+        assert_eq!(
+            (error.status(), error.to_string().as_str()),
+            (Some(404), "There is nothing here.")
+        );
+    }
+}

@@ -14,7 +14,6 @@ use choir_proxy::{
 };
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -173,7 +172,7 @@ impl Gate for TestGate {
 pub struct TestControl;
 
 impl Control for TestControl {
-    async fn serve(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn serve(&self, request: Request<Body>) -> Response<Body> {
         let peer = request.extensions().get::<Peer>().unwrap();
         Response::new(Body::full(format!(
             "control {} {} {}",
@@ -267,7 +266,7 @@ impl World {
         TcpStream::connect(self.addr).await.unwrap()
     }
 
-    /// Sends these bytes and a good request behind them, then reads until the connection closes.
+    /// Sends these bytes, then reads until the connection closes.
     pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut client = self.connect().await;
         client.write_all(bytes.as_ref()).await.unwrap();

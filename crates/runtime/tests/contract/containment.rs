@@ -10,7 +10,7 @@ use std::time::Duration;
 use choir_runtime::{Error, Notice, Runtime, Seen, Spec};
 use tokio::sync::mpsc;
 
-use crate::rig::{IDS, PATIENCE, Rig, await_exit, await_notice, await_seen, run, sh};
+use crate::rig::{IDS, Kind, PATIENCE, Rig, await_exit, await_notice, await_seen, run, sh};
 
 struct Inside {
     runtime: Arc<dyn Runtime>,
@@ -52,18 +52,15 @@ impl Inside {
 pub async fn nothing_outside_is_reachable_over_a_network(rig: &Rig) {
     let host = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = host.local_addr().unwrap().port();
-    let reach = |address: &str| format!("nc -w 2 {address} {port} < /dev/null");
-    let control = std::process::Command::new("busybox")
-        .args(["sh", "-c", &format!("busybox {}", reach("127.0.0.1"))])
-        .status();
-    assert!(control.unwrap().success(), "from the host the port is open");
+    std::net::TcpStream::connect(("127.0.0.1", port)).expect("from the host the port is open");
+    let reach = |address: &str, port: u16| format!("timeout 3 nc -w 2 {address} {port} -e /bin/true");
 
     let inside = inside(rig).await;
     for address in ["127.0.0.1", "10.88.0.1", "169.254.169.254", "host.containers.internal"] {
-        inside.refused(&reach(address)).await;
+        inside.refused(&reach(address, port)).await;
     }
-    inside.refused("nc -w 2 169.254.169.254 80 < /dev/null").await;
-    inside.ok("nc -w 2 127.0.0.1 9091 < /dev/null").await;
+    inside.refused(&reach("169.254.169.254", 80)).await;
+    inside.ok(&reach("127.0.0.1", 9091)).await;
     assert_eq!(inside.ok("cat /proc/net/route | wc -l").await.trim(), "1");
     inside.end().await;
 }
@@ -85,7 +82,7 @@ pub async fn another_sandbox_is_out_of_reach(rig: &Rig) {
     assert_ne!(code, 0);
     let (_, sockets) = other("cat /proc/net/unix").await;
     assert!(!sockets.contains('@'), "{sockets}");
-    let (code, _) = other("ls /run/choir-agent /run/choir").await;
+    let (code, _) = other("test -S /run/choir/hypervisor.sock").await;
     assert_eq!(code, 0);
     one.runtime.remove(&two.generation).await.unwrap();
     one.end().await;
@@ -146,7 +143,7 @@ pub async fn a_weakened_container_is_killed(rig: &Rig) {
         ("mount", |c| {
             let mut extra = c.mounts[0].clone();
             extra.destination = "/host".into();
-            extra.source = "/tmp".into();
+            extra.source = "/usr/share".into();
             c.mounts.push(extra);
         }),
         ("size of /dev/shm", |c| c.shm_size *= 2),
@@ -158,11 +155,10 @@ pub async fn a_weakened_container_is_killed(rig: &Rig) {
         let spec = rig.spec();
         let mut container = runtime.template(&spec);
         weaken(&mut container);
-        // The gate and its files first, as `create` does.
-        let early = runtime.adopt(&spec).await;
-        assert!(matches!(early, Err(Error::NotFound)), "{early:?}");
+        // The weakened one in the place of the one that was made.
+        runtime.create(&spec).await.unwrap();
+        rig.libpod().remove(&container.name).await.unwrap();
         rig.libpod().create(&container).await.unwrap();
-        runtime.adopt(&spec).await.unwrap();
         runtime.start(&spec.generation).await.unwrap();
         let reason = await_notice(&mut notices, |n| match n {
             Notice::Refused { generation, reason } if generation == spec.generation => Some(reason),
@@ -180,24 +176,24 @@ pub async fn a_weakened_container_is_killed(rig: &Rig) {
 pub async fn a_setuid_program_on_the_volume_gives_nothing(rig: &Rig) {
     let inside = inside(rig).await;
     inside
-        .ok("cp /bin/busybox ~/id && sudo -n sh -c 'chown 0:0 /home/choir/id; chmod 4755 /home/choir/id'")
+        .ok("cp /bin/busybox ~/busybox && sudo -n sh -c 'chown 0:0 /home/choir/busybox; chmod 4755 /home/choir/busybox'")
         .await;
     let home = rig
         .places
         .volumes
         .join(inside.spec.generation.sandbox.as_str())
         .join("home");
-    let planted = fs::metadata(home.join("id")).unwrap();
+    let planted = fs::metadata(home.join("busybox")).unwrap();
     assert_eq!(
         (planted.mode() & 0o4000, planted.uid()),
         (0o4000, IDS.base),
         "the bit is there"
     );
-    assert_eq!(inside.ok("~/id id -u").await.trim(), "1000");
+    assert_eq!(inside.ok("~/busybox id -u").await.trim(), "1000");
     inside
-        .ok("sudo -n sh -c 'cp /bin/busybox /bin/planted; chmod 4755 /bin/planted'")
+        .ok("sudo -n sh -c 'mkdir /planted; cp /bin/busybox /planted/; chmod 4755 /planted/busybox'")
         .await;
-    assert_eq!(inside.ok("/bin/planted id -u").await.trim(), "1000");
+    assert_eq!(inside.ok("/planted/busybox id -u").await.trim(), "1000");
     assert_eq!(
         inside.ok("sudo -n id -u").await.trim(),
         "0",
@@ -333,10 +329,25 @@ pub async fn forbidden_system_calls_are_refused(rig: &Rig) {
     inside.end().await;
 }
 
-/// A log without end costs what it may and no more.
+/// A log without end costs what it may and no more. What flooded it stands where the agent would.
 pub async fn a_flooded_log_stays_bounded(rig: &Rig) {
-    let inside = inside(rig).await;
-    inside.ok("yes 0123456789abcdef0123456789abcdef0123456789abcdef | head -c 40000000 | sudo -n tee /proc/1/fd/1 > /dev/null").await;
+    let runtime = rig.podman_runtime();
+    let spec = rig.spec();
+    let name = spec.generation.container_name();
+    let mut container = runtime.template(&spec);
+    container.mounts.retain(|m| m.r#type == "tmpfs");
+    container.command = [
+        "/bin/busybox",
+        "sh",
+        "-c",
+        "yes 0123456789abcdef0123456789abcdef | head -c 60000000",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    rig.libpod().create(&container).await.unwrap();
+    rig.libpod().start(&name).await.unwrap();
+    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
+    await_seen(&runtime, &spec.generation, |s| matches!(s, Seen::Exited(_))).await;
     let sizes = walk(&rig.places.volumes.with_file_name("p"));
     let log: u64 = sizes
         .iter()
@@ -344,6 +355,36 @@ pub async fn a_flooded_log_stays_bounded(rig: &Rig) {
         .map(|(_, size)| size)
         .sum();
     assert!(log > 0 && log <= 24 << 20, "{log} bytes of log");
+    let mut lines = runtime.logs(&spec.generation, 3, false).await.unwrap();
+    assert!(lines.recv().await.unwrap().line.starts_with("0123456789abcdef"));
+    runtime.remove(&spec.generation).await.unwrap();
+}
+
+/// F09, F17: events are lost with the service, exits are not.
+pub async fn an_exit_while_the_service_is_away_is_noticed_when_it_is_back(rig: &Rig) {
+    let Kind::Podman(service) = &rig.kind else {
+        unreachable!("only Podman has a service")
+    };
+    let mut inside = inside(rig).await;
+    service.go_away();
+    let away = inside.runtime.inspect(&inside.spec.generation).await;
+    assert!(matches!(away, Err(Error::Unavailable(_))), "{away:?}");
+    assert_eq!(
+        crate::rig::health(&inside.runtime, &inside.spec.generation).await["status"],
+        "ok"
+    );
+    let name = inside.spec.generation.container_name();
+    assert!(
+        service
+            .command()
+            .args(["kill", &name])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
+    service.come_back();
+    assert_eq!(await_exit(&mut inside.notices, &inside.spec.generation).await.code, 137);
     inside.end().await;
 }
 

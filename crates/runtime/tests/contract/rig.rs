@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,22 +41,42 @@ pub struct Rig {
 /// A Podman service with its own storage.
 pub struct Service {
     pub socket: PathBuf,
-    child: Child,
-    root: Vec<String>,
+    dir: PathBuf,
+    child: Mutex<Child>,
+}
+
+impl Service {
+    fn new(dir: &Path) -> Self {
+        Self {
+            socket: dir.join("podman.sock"),
+            dir: dir.to_owned(),
+            child: Mutex::new(serve(dir)),
+        }
+    }
+
+    /// Podman's command line over the same storage.
+    pub fn command(&self) -> Command {
+        command(&self.dir)
+    }
+
+    /// Ends the service; its containers run on.
+    pub fn go_away(&self) {
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    pub fn come_back(&self) {
+        *self.child.lock().unwrap() = serve(&self.dir);
+    }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let all = ["rm", "--all", "--force", "--time", "0"];
-        let _ = Command::new("podman").args(&self.root).args(all).output();
-        let _ = Command::new("podman")
-            .args(&self.root)
-            .args(["unmount", "--all"])
-            .output();
+        self.go_away();
+        let _ = self.command().args(["rm", "--all", "--force", "--time", "0"]).output();
         // What Podman keeps mounted for as long as it has containers.
-        let overlay = Path::new(&self.root[1]).join("overlay");
+        let overlay = self.dir.join("p/overlay");
         let _ = Command::new("umount").arg(overlay).stderr(Stdio::null()).status();
     }
 }
@@ -150,7 +170,7 @@ impl Rig {
         if busybox().is_none() {
             return skip(test, "there is no busybox; install busybox-static");
         }
-        let mut rig = Self::new(|dir| Kind::Podman(service(dir)), PathBuf::new());
+        let mut rig = Self::new(|dir| Kind::Podman(Service::new(dir)), PathBuf::new());
         rig.places.agent = rig.places.volumes.with_file_name("agent");
         fs::copy(agent, &rig.places.agent).unwrap();
         fs::set_permissions(&rig.places.agent, fs::Permissions::from_mode(0o755)).unwrap();
@@ -253,12 +273,11 @@ impl Rig {
     pub async fn crash(&self, generation: &Generation) {
         match &self.kind {
             Kind::Sim(world) => {
-                // The world has no outside: another runtime over it is one.
                 let exit = Exit {
                     code: 137,
                     oom_killed: false,
                 };
-                Sim::new(world.clone()).exit(generation, exit).await;
+                world.exit(generation, exit).await;
             }
             Kind::Process => {
                 let pid = self.identity(generation).await.parse().unwrap();
@@ -290,29 +309,30 @@ pub fn oci_runtime() -> String {
     std::env::var("CHOIR_OCI_RUNTIME").unwrap_or_else(|_| "runc".to_owned())
 }
 
-fn service(dir: &Path) -> Service {
-    let at = |name: &str| dir.join(name).display().to_string();
-    let root: Vec<String> = ["--root", &at("p"), "--runroot", &at("q"), "--tmpdir", &at("t")]
-        .iter()
-        .map(|s| (*s).to_owned())
-        .chain(["--cgroup-manager", "cgroupfs", "--events-backend", "file"].map(str::to_owned))
-        .chain(["--runtime".to_owned(), oci_runtime()])
-        .collect();
-    let configuration = dir.join("containers.conf");
-    fs::write(&configuration, "").unwrap();
-    let socket = dir.join("podman.sock");
-    let child = Command::new("podman")
-        .args(&root)
-        .args(["system", "service", "--time=0", &format!("unix://{}", socket.display())])
-        .env("CONTAINERS_CONF", configuration)
+fn command(dir: &Path) -> Command {
+    let mut podman = Command::new("podman");
+    for (flag, name) in [("--root", "p"), ("--runroot", "q"), ("--tmpdir", "t")] {
+        podman.arg(flag).arg(dir.join(name));
+    }
+    podman
+        .args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"])
+        .args(["--runtime", &oci_runtime()])
+        .env("CONTAINERS_CONF", dir.join("containers.conf"));
+    podman
+}
+
+fn serve(dir: &Path) -> Child {
+    fs::write(dir.join("containers.conf"), "").unwrap();
+    let socket = format!("unix://{}", dir.join("podman.sock").display());
+    command(dir)
+        .args(["system", "service", "--time=0", &socket])
         // Must not arrive inside.
         .env("https_proxy", "http://user:CANARY@proxy.example:1")
         .env("CANARY", "CANARY")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap();
-    Service { socket, child, root }
+        .unwrap()
 }
 
 /// The smallest system that has a shell, on a volume that belongs to the mapped ids.

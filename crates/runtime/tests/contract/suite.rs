@@ -71,10 +71,6 @@ pub async fn a_crash_is_noticed_without_asking(rig: &Rig) {
     let mut notices = runtime.notices().unwrap();
     let spec = rig.spec();
     run(&runtime, &mut notices, &spec).await;
-    if let Kind::Sim(_) = rig.kind {
-        // Only the runtime that is asked to pretend a crash tells of it.
-        return;
-    }
     rig.crash(&spec.generation).await;
     assert_eq!(await_exit(&mut notices, &spec.generation).await.code, 137);
     runtime.remove(&spec.generation).await.unwrap();
@@ -218,14 +214,6 @@ pub async fn limits_can_be_changed_while_it_runs(rig: &Rig) {
     let stats = runtime.stats(&spec.generation).await.unwrap();
     assert!(stats.memory > 0 && stats.pids > 0, "{stats:?}");
     if !matches!(rig.kind, Kind::Process) {
-        let mut stats = stats;
-        for _ in 0..50 {
-            if stats.memory_limit == limits.memory {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            stats = runtime.stats(&spec.generation).await.unwrap();
-        }
         assert_eq!(stats.memory_limit, limits.memory);
     }
     runtime.remove(&spec.generation).await.unwrap();

@@ -1,0 +1,163 @@
+//! Other people's proxies in front of the same app, each bound to one processor as the hypervisor is. It must not
+//! measure. What a peer needs to be fast (kept connections, no logs) is set.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+
+use crate::setup::Setup;
+use crate::stage::until;
+use crate::wire::Wire;
+
+/// The processor of whatever authenticates and proxies.
+pub const PROXY: usize = 0;
+/// The processor of the client and the app.
+pub const LOAD: usize = 1;
+/// The session cookie that the peers' check knows, by name and value.
+pub const COOKIE: (&str, &str) = ("session", "kI3vBq7wJw0d5tSxkM6G9uXcQz1aYb8rTnEoLhPfVgD");
+
+/// A program that ends with us.
+pub struct Running(Child);
+
+impl Running {
+    pub fn new(child: Child) -> Self {
+        Self(child)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// All peers, and the ports where each is.
+pub struct Peers {
+    pub nginx_auth: u16,
+    pub nginx_return: u16,
+    pub caddy: u16,
+    pub node: u16,
+    /// The app itself, without anything in front.
+    pub app: u16,
+    _running: Vec<Running>,
+}
+
+impl Peers {
+    /// Starts them in `directory`, and waits until each answers.
+    pub async fn start(setup: &Setup, directory: &Path) -> Result<Self> {
+        let [nginx_auth, nginx_return, caddy, node, node_api, app] = free_ports()?;
+        let at = |name: &str| directory.join(name).display().to_string();
+        fs::write(at("nginx.conf"), nginx(&at(""), [nginx_auth, nginx_return]))?;
+        fs::write(at("Caddyfile"), caddyfile(&at(""), caddy))?;
+        let start = |processor: usize, program: &Path, arguments: &[&str]| {
+            let log = File::create(at("peers.log"))?;
+            let mut command = Command::new("taskset");
+            command.arg("--cpu-list").arg(processor.to_string());
+            command.arg(program).args(arguments);
+            command.env("GOMAXPROCS", "1").env("HOME", directory);
+            command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+            let child = command.spawn().context("cannot start a peer")?;
+            anyhow::Ok(Running(child))
+        };
+        let [socket, tcp, check] = [
+            format!("unix:{}", at("app.sock")),
+            format!("tcp:127.0.0.1:{app}"),
+            format!("unix:{}", at("check.sock")),
+        ];
+        let hash = HEXLOWER.encode(&Sha256::digest(COOKIE.1));
+        let ports = [format!("--port={node}"), format!("--api-port={node_api}")];
+        let target = format!("--default-target=http://127.0.0.1:{app}");
+        let mut node_arguments = vec!["--ip=127.0.0.1", "--api-ip=127.0.0.1", "--log-level=error"];
+        node_arguments.extend([&ports[0], &ports[1], &target].map(String::as_str));
+        let script = setup.node_proxy.display().to_string();
+        node_arguments.insert(0, &script);
+        let running = vec![
+            start(LOAD, &setup.app, &["serve", &socket, &tcp])?,
+            start(PROXY, &setup.app, &["auth", &check, COOKIE.0, &hash])?,
+            start(PROXY, "nginx".as_ref(), &["-c", &at("nginx.conf"), "-e", &at("nginx.log")])?,
+            start(PROXY, "caddy".as_ref(), &["run", "--adapter", "caddyfile", "--config", &at("Caddyfile")])?,
+            start(PROXY, "node".as_ref(), &node_arguments)?,
+        ];
+        for port in [app, nginx_auth, nginx_return, caddy, node] {
+            let cookie = format!("{}={}", COOKIE.0, COOKIE.1);
+            until("a peer does not answer", async || {
+                let answer = Wire::connect(port, "localhost", Some(&cookie)).and_then(|mut wire| wire.get());
+                Ok(answer.is_ok_and(|(status, _)| status == 200))
+            })
+            .await?;
+        }
+        Ok(Self {
+            nginx_auth,
+            nginx_return,
+            caddy,
+            node,
+            app,
+            _running: running,
+        })
+    }
+}
+
+/// All at once, so that they differ.
+fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    let mut ports = [0; N];
+    let mut held = Vec::new();
+    for port in &mut ports {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        *port = listener.local_addr()?.port();
+        held.push(listener);
+    }
+    Ok(ports)
+}
+
+/// One worker; the first port asks the session check, the second a constant.
+fn nginx(directory: &str, [checked, constant]: [u16; 2]) -> String {
+    let server = |port: u16, check: &str| {
+        format!(
+            "server {{ listen 127.0.0.1:{port} backlog=4096;
+               location / {{ auth_request /check; proxy_pass http://app; {FORWARD} }}
+               location = /check {{ internal; {check} }} }}\n"
+        )
+    };
+    let ask = format!(
+        "proxy_pass http://check; proxy_pass_request_body off; {FORWARD} proxy_set_header Content-Length \"\";"
+    );
+    let (asking, constant) = (server(checked, &ask), server(constant, "return 204;"));
+    let places = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|place| format!("{place}_temp_path {directory}{place};\n"))
+        .concat();
+    format!(
+        "user root; daemon off; master_process off; worker_processes 1; pid {directory}nginx.pid;
+         events {{ worker_connections 1024; }}
+         http {{ access_log off; keepalive_requests 1000000000; {places}
+         upstream app {{ server unix:{directory}app.sock; keepalive 128; keepalive_requests 1000000000; }}
+         upstream check {{ server unix:{directory}check.sock; keepalive 128; keepalive_requests 1000000000; }}
+         {asking} {constant} }}\n"
+    )
+}
+
+const FORWARD: &str = "proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; \
+    proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;";
+
+fn caddyfile(directory: &str, port: u16) -> String {
+    format!(
+        "{{
+           admin off
+           auto_https off
+           persist_config off
+         }}
+         http://:{port} {{
+           bind 127.0.0.1
+           forward_auth unix/{directory}check.sock {{
+             uri /check
+           }}
+           reverse_proxy unix/{directory}app.sock
+         }}\n"
+    )
+}

@@ -1,0 +1,57 @@
+//! What xtask says about the machine and the product that runs on it. It must not find out anything itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+/// Written by `cargo xtask bench`.
+#[derive(Deserialize)]
+pub struct Setup {
+    /// The control origin.
+    pub address: String,
+    /// The invite of the claim link: the product has no user yet.
+    pub invite: String,
+    pub hypervisor: u32,
+    pub volumes_socket: PathBuf,
+    /// Where choir-volumes keeps its volumes.
+    pub volumes: PathBuf,
+    /// `podman` on the product's own storage.
+    pub podman: Program,
+    /// choir-bench-app, linked statically.
+    pub app: PathBuf,
+    /// configurable-http-proxy's script.
+    pub node_proxy: PathBuf,
+    /// Where the JSON goes.
+    pub out: PathBuf,
+    pub about: About,
+}
+
+/// A command as far as it is always the same.
+#[derive(Deserialize)]
+pub struct Program {
+    pub program: String,
+    pub arguments: Vec<String>,
+    pub environment: BTreeMap<String, String>,
+}
+
+/// What a figure is worth nothing without.
+#[derive(Deserialize, serde::Serialize, Clone)]
+pub struct About {
+    /// Git's, with `-dirty` where files were changed.
+    pub commit: String,
+    /// RFC 3339.
+    pub date: String,
+    pub kernel: String,
+    pub machine: String,
+    /// Versions of the peers by name.
+    pub peers: BTreeMap<String, String>,
+}
+
+impl Setup {
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).context("the setup is not of this version; run `cargo xtask bench`")
+    }
+}

@@ -1,0 +1,12 @@
+//! Signing in and everything around it, through the router.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod guard;
+mod hosts;
+mod passkeys;
+mod recovery;
+mod register;
+mod sessions;
+mod tokens;

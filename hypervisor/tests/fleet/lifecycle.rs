@@ -1,0 +1,221 @@
+//! Starting, stopping, crashing, sleeping, and what a new hypervisor finds.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use choir_core::sandbox::{Exit, Observed};
+use choir_core::{Generation, Slot};
+use choir_runtime::sim::Fault;
+use choir_runtime::{Runtime, Seen};
+use serde_json::json;
+
+use super::{Box, change, shown, workspace};
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn both_slots_run_at_once_and_stop_apart() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, dev] = workspace(&mut ada).await;
+    assert_ne!(live, dev);
+    assert_eq!(change(&mut ada, Slot::Live, "start").await["state"], "ready");
+    assert_eq!(change(&mut ada, Slot::Dev, "start").await["state"], "ready");
+    assert_eq!(change(&mut ada, Slot::Dev, "stop").await["state"], "stopped");
+    assert_eq!(shown(&mut ada).await["slots"]["live"]["state"], "ready");
+}
+
+#[tokio::test]
+async fn a_hundred_requests_for_a_sleeping_sandbox_cause_one_start() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    let handle = start.app.fleet.handle(&live).unwrap();
+    let wakes = (0..100).map(|_| {
+        let handle = handle.clone();
+        tokio::spawn(async move { handle.wake(SOON).await })
+    });
+    for wake in wakes.collect::<Vec<_>>() {
+        assert_eq!(
+            wake.await.unwrap(),
+            Ok(Generation {
+                sandbox: live.clone(),
+                number: 1
+            })
+        );
+    }
+    assert_eq!(start.world.starts(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_does_not_cancel_the_start() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    let handle = start.app.fleet.handle(&live).unwrap();
+    assert!(handle.wake(Duration::ZERO).await.is_err());
+    let status = handle
+        .settle(SOON, |s| matches!(s.observed, Observed::Ready { .. }))
+        .await;
+    assert!(matches!(status.observed, Observed::Ready { .. }));
+}
+
+#[tokio::test]
+async fn each_start_is_a_new_generation_and_the_old_container_goes() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    let again = change(&mut ada, Slot::Live, "restart").await;
+    assert_eq!(
+        (again["state"].as_str(), again["generation"].as_u64()),
+        (Some("ready"), Some(2))
+    );
+    let first = Generation {
+        sandbox: live,
+        number: 1,
+    };
+    assert_eq!(start.sim.inspect(&first).await.unwrap(), Seen::Absent);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_dies_comes_back_by_itself() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    let handle = start.app.fleet.handle(&live).unwrap();
+    start
+        .world
+        .exit(
+            &Generation {
+                sandbox: live,
+                number: 1,
+            },
+            Exit {
+                code: 139,
+                oom_killed: false,
+            },
+        )
+        .await;
+    let status = handle
+        .settle(SOON, |s| matches!(s.observed, Observed::Ready { generation: 2, .. }))
+        .await;
+    assert!(
+        matches!(status.observed, Observed::Ready { generation: 2, .. }),
+        "{status:?}"
+    );
+    let audit = ada.get("/me/audit?action=sandbox.exited").await.expect(StatusCode::OK);
+    assert_eq!(audit["items"].as_array().map(Vec::len), Some(1), "{audit}");
+}
+
+#[tokio::test]
+async fn a_sandbox_that_cannot_be_created_says_why() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    start.world.fail_next(&live, Fault::FailCreate);
+    let handle = start.app.fleet.handle(&live).unwrap();
+    let (woken, status) = tokio::join!(handle.wake(SOON), async {
+        handle
+            .settle(SOON, |s| matches!(s.observed, Observed::Starting { attempt: 2, .. }))
+            .await
+    });
+    // The second attempt works, so the first one's failure cost a back-off and nothing else.
+    assert!(woken.is_ok(), "{woken:?} {status:?}");
+}
+
+#[tokio::test]
+async fn a_new_hypervisor_takes_over_what_runs_and_restarts_nothing() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, dev] = workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    change(&mut ada, Slot::Dev, "start").await;
+    let again = start.restarted().await;
+    for id in [live, dev] {
+        let handle = again.app.fleet.handle(&id).unwrap();
+        let status = handle
+            .settle(SOON, |s| matches!(s.observed, Observed::Ready { .. }))
+            .await;
+        assert!(
+            matches!(status.observed, Observed::Ready { generation: 1, .. }),
+            "{status:?}"
+        );
+    }
+    assert_eq!(again.world.starts(), 2);
+    // The session is in the database, so the browser is still signed in.
+    ada.router = again.router.clone();
+    assert_eq!(shown(&mut ada).await["slots"]["live"]["state"], "ready");
+}
+
+#[tokio::test]
+async fn what_died_while_no_hypervisor_looked_is_started_once() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    let first = Generation {
+        sandbox: live.clone(),
+        number: 1,
+    };
+    // The old process is gone as far as notices go: its fleet is never asked again.
+    start.sim.stop(&first, Duration::ZERO).await.unwrap();
+    let again = start.restarted().await;
+    let handle = again.app.fleet.handle(&live).unwrap();
+    let status = handle
+        .settle(SOON, |s| matches!(s.observed, Observed::Ready { .. }))
+        .await;
+    assert!(matches!(status.observed, Observed::Ready { .. }), "{status:?}");
+}
+
+#[tokio::test]
+async fn an_idle_sandbox_is_paused_then_stopped_and_woken_by_a_request() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    let settings = json!({"idle_pause_s": 1, "idle_stop_s": 3});
+    ada.fetch(axum::http::Method::PATCH, "/api/workspaces/main", Some(settings))
+        .await
+        .expect(StatusCode::OK);
+    change(&mut ada, Slot::Live, "start").await;
+    let handle = start.app.fleet.handle(&live).unwrap();
+    let paused = handle
+        .settle(SOON, |s| matches!(s.observed, Observed::Paused { .. }))
+        .await;
+    assert!(matches!(paused.observed, Observed::Paused { .. }), "{paused:?}");
+    assert_eq!(
+        handle.wake(SOON).await.unwrap().number,
+        1,
+        "a thaw is not a new generation"
+    );
+    let stopped = handle
+        .settle(SOON, |s| matches!(s.observed, Observed::Stopped { .. }))
+        .await;
+    assert!(matches!(stopped.observed, Observed::Stopped { .. }), "{stopped:?}");
+    assert_eq!(handle.wake(SOON).await.unwrap().number, 2);
+}
+
+#[tokio::test]
+async fn a_deleted_workspace_leaves_no_container_volume_or_row() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, dev] = workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    ada.delete("/api/workspaces/main").await.expect(StatusCode::ACCEPTED);
+    for id in [&live, &dev] {
+        if let Some(handle) = start.app.fleet.handle(id) {
+            handle.settle(SOON, |s| s.observed == Observed::Deleted).await;
+        }
+    }
+    ada.get("/api/workspaces/main").await.expect(StatusCode::NOT_FOUND);
+    assert!(start.sim.list().await.unwrap().is_empty());
+    let volumes = choir_runtime::Volumes::list(&start.volumes).await.unwrap();
+    assert!(
+        !volumes.iter().any(|v| v == live.as_str() || v == dev.as_str()),
+        "{volumes:?}"
+    );
+    // The name is free again.
+    let made = ada.post("/api/workspaces", json!({"name": "main"})).await;
+    assert!([StatusCode::CREATED, StatusCode::CONFLICT].contains(&made.status));
+}

@@ -1,0 +1,154 @@
+//! Workspaces, lifecycle and swaps through the real router, over a simulated runtime and a temporary database.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod access;
+mod guard;
+mod lifecycle;
+mod swap;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use choir_core::{SandboxId, Slot};
+use choir_hypervisor::app::App;
+use choir_hypervisor::clock::{Clock, SystemClock};
+use choir_hypervisor::config::Config;
+use choir_hypervisor::random::OsRandom;
+use choir_hypervisor::router::router;
+use choir_hypervisor::serve::{Parts, compose, take_over};
+use choir_runtime::sim::World;
+use choir_runtime::{Sim, SimVolumes};
+use serde_json::{Value, json};
+use support::passkey::{Behaviour, SoftKey};
+use support::{Browser, ORIGIN};
+
+/// One hypervisor over a world that outlives it.
+struct Box {
+    directory: Arc<tempfile::TempDir>,
+    world: World,
+    volumes: SimVolumes,
+    sim: Arc<Sim>,
+    app: Arc<App>,
+    router: Router,
+}
+
+impl Box {
+    async fn new() -> Self {
+        let start = Self::compose(
+            Arc::new(tempfile::tempdir().unwrap()),
+            World::new(),
+            SimVolumes::default(),
+        )
+        .await;
+        start
+            .app
+            .releases
+            .ensure_default(std::path::Path::new("default-1.tar"))
+            .await;
+        start
+    }
+
+    async fn compose(directory: Arc<tempfile::TempDir>, world: World, volumes: SimVolumes) -> Self {
+        let mut config = Config::default();
+        config.store.path = directory.path().join("choir.db");
+        let sim = Arc::new(Sim::new(world.clone()));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let parts = Parts {
+            runtime: sim.clone(),
+            volumes: Arc::new(volumes.clone()),
+            clock,
+            random: Arc::new(OsRandom),
+        };
+        let app = compose(Arc::new(config), parts).await.unwrap();
+        take_over(&app).await.unwrap();
+        let router = router(&app);
+        Self {
+            directory,
+            world,
+            volumes,
+            sim,
+            app,
+            router,
+        }
+    }
+
+    /// The same database and world under a new process: nothing is left in memory.
+    async fn restarted(&self) -> Self {
+        Self::compose(self.directory.clone(), self.world.clone(), self.volumes.clone()).await
+    }
+
+    fn browser(&self) -> Browser {
+        Browser {
+            router: self.router.clone(),
+            cookies: Default::default(),
+            key: SoftKey::new(),
+            behaviour: Behaviour {
+                origin: ORIGIN.into(),
+                rp_id: "localhost".into(),
+                verifies_user: true,
+                kind: None,
+            },
+            peer: "192.0.2.1".parse().unwrap(),
+            recovery_codes: Vec::new(),
+        }
+    }
+
+    async fn ada(&self) -> Browser {
+        let mut browser = self.browser();
+        let claim = self
+            .app
+            .auth
+            .ensure_claim()
+            .await
+            .unwrap()
+            .expect("nobody has registered");
+        browser
+            .register("ada", Some(claim.expose()))
+            .await
+            .expect(StatusCode::OK);
+        browser
+    }
+
+    async fn member(&self, admin: &mut Browser, name: &str) -> Browser {
+        let invite = admin
+            .post("/admin/invites", json!({}))
+            .await
+            .expect(StatusCode::CREATED);
+        let mut browser = self.browser();
+        browser
+            .register(name, invite["invite"].as_str())
+            .await
+            .expect(StatusCode::OK);
+        browser
+    }
+}
+
+/// Makes the workspace `main` and returns its two sandboxes, live first.
+async fn workspace(browser: &mut Browser) -> [SandboxId; 2] {
+    let made = browser
+        .post("/api/workspaces", json!({"name": "main"}))
+        .await
+        .expect(StatusCode::CREATED);
+    Slot::ALL.map(|slot| sandbox(&made, slot))
+}
+
+fn sandbox(workspace: &Value, slot: Slot) -> SandboxId {
+    workspace["slots"][slot.as_str()]["sandbox"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+/// Asks for a change of a slot and waits until it is so; the slot then.
+async fn change(browser: &mut Browser, slot: Slot, verb: &str) -> Value {
+    let path = format!("/api/workspaces/main/slots/{slot}/{verb}?wait_s=20");
+    browser.post(&path, json!({})).await.expect(StatusCode::ACCEPTED)
+}
+
+async fn shown(browser: &mut Browser) -> Value {
+    browser.get("/api/workspaces/main").await.expect(StatusCode::OK)
+}

@@ -1,0 +1,143 @@
+//! One running ChoirOS: the built programs, started by `xtask up` on a data directory of their own and stopped again
+//! whatever happens. It must not reach into it other than by what `up` and the runbook promise.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use tempfile::TempDir;
+use url::Url;
+
+const PROGRAMS: [&str; 4] = ["choir-hypervisor", "choir-volumes", "choir", "choir-sandbox"];
+
+/// A running hypervisor with Podman; dropping it stops everything and removes its data.
+pub struct Instance {
+    data: TempDir,
+    origin: Url,
+}
+
+impl Instance {
+    /// Starts one on a free port; sandboxes may reach these networks although they are private.
+    pub fn up(egress_allow: &[String]) -> Result<Self> {
+        let data = tempfile::Builder::new()
+            .prefix("choir-e2e-")
+            .permissions(fs::Permissions::from_mode(0o711))
+            .tempdir()?;
+        let mut instance = Self {
+            data,
+            origin: Url::parse("http://localhost")?,
+        };
+        instance.install_programs()?;
+        let mut up = instance.xtask("up");
+        up.args(["--port", "0", "--prepared", "--detach"]);
+        for network in egress_allow {
+            up.args(["--egress-allow", network]);
+        }
+        run(&mut up)?;
+        let address = fs::read_to_string(instance.path("run/address"))?;
+        instance.origin = Url::parse(address.trim()).context("`up` wrote no address")?;
+        Ok(instance)
+    }
+
+    /// The control host's address.
+    pub fn origin(&self) -> &Url {
+        &self.origin
+    }
+
+    pub fn port(&self) -> u16 {
+        self.origin.port_or_known_default().unwrap_or_default()
+    }
+
+    /// Where an app on the slot's app port is served.
+    pub fn app(&self, slot: &str, workspace: &str, user: &str) -> Url {
+        let mut url = self.origin.clone();
+        let host = format!("{slot}--{workspace}--{user}.localhost");
+        url.set_host(Some(&host)).expect("a sandbox host is a host");
+        url
+    }
+
+    /// The link for the first user.
+    pub fn claim_link(&self) -> Result<String> {
+        let link = fs::read_to_string(self.path("claim-link")).context("there is no claim link")?;
+        Ok(link.trim().to_owned())
+    }
+
+    /// The running hypervisor's process id.
+    pub fn hypervisor_pid(&self) -> Result<i32> {
+        let text = fs::read_to_string(self.path("run/choir-hypervisor.pid"))?;
+        let first = text.lines().next().context("the pid file is empty")?;
+        Ok(first.parse()?)
+    }
+
+    /// Something below the data directory.
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.data.path().join(below)
+    }
+
+    fn install_programs(&self) -> Result<()> {
+        let bin = self.path("bin");
+        fs::create_dir(&bin)?;
+        for program in PROGRAMS {
+            let built = built(program);
+            let installed = bin.join(program);
+            if fs::hard_link(&built, &installed).is_err() {
+                fs::copy(&built, &installed)
+                    .with_context(|| format!("{} is not there: run `cargo xtask test`", built.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn xtask(&self, verb: &str) -> Command {
+        let mut command = Command::new(target().join("xtask"));
+        command.arg(verb).arg("--data").arg(self.data.path());
+        command
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(log) = fs::read_to_string(self.path("up.log"))
+        {
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!("the end of up.log:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+        if let Err(error) = run(&mut self.xtask("down")) {
+            eprintln!("the instance could not be stopped: {error:#}");
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("{:?} is not there: run `cargo xtask test`", command.get_program()))?;
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        bail!("{command:?} failed: {told}");
+    }
+    Ok(())
+}
+
+/// Where the program under test is: in `CHOIR_BIN`, or where Cargo builds it.
+fn built(program: &str) -> PathBuf {
+    if let Some(directory) = std::env::var_os("CHOIR_BIN") {
+        return Path::new(&directory).join(program);
+    }
+    if program == "choir-sandbox" {
+        let target = target();
+        let (root, profile) = (target.parent(), target.file_name());
+        let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+        return root.unwrap_or(&target).join(triple).join(profile.unwrap_or_default()).join(program);
+    }
+    target().join(program)
+}
+
+/// The directory of Cargo's profile: the tests themselves are in its `deps`.
+fn target() -> PathBuf {
+    let test = std::env::current_exe().expect("a program has a path");
+    test.ancestors().nth(2).expect("a test lies in target/<profile>/deps").to_owned()
+}

@@ -1,0 +1,112 @@
+//! One tab: going somewhere, seeing values, clicking and typing as a person does. It must not know any page of ours.
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use crate::browser::Calls;
+use crate::waiting::until;
+
+/// A tab of a [`crate::browser::Browser`].
+pub struct Page {
+    calls: Calls,
+    session: String,
+}
+
+impl Page {
+    pub(crate) fn new(calls: Calls, session: String) -> Self {
+        Self { calls, session }
+    }
+
+    /// A command of the DevTools protocol for this tab.
+    pub async fn call(&self, method: &str, params: Value) -> Result<Value> {
+        self.calls.call(Some(&self.session), method, params).await
+    }
+
+    /// Goes there by the address bar, and waits until a page has loaded, wherever redirects led.
+    pub async fn goto(&self, url: &str) -> Result<()> {
+        let gone = self.call("Page.navigate", json!({"url": url})).await?;
+        if let Some(error) = gone["errorText"].as_str() {
+            bail!("{url}: {error}");
+        }
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'").await?;
+        Ok(())
+    }
+
+    /// The value of an expression in the page; promises are waited for.
+    pub async fn eval(&self, expression: &str) -> Result<Value> {
+        let asked = json!({
+            "expression": expression, "awaitPromise": true, "returnByValue": true, "userGesture": true,
+        });
+        let mut answer = self.call("Runtime.evaluate", asked).await?;
+        if let Some(thrown) = answer.get("exceptionDetails") {
+            let told = &thrown["exception"]["description"];
+            bail!("{expression} threw {told}");
+        }
+        Ok(answer["result"]["value"].take())
+    }
+
+    /// The first value of the expression that is neither false, null, zero nor empty.
+    pub async fn wait(&self, expression: &str) -> Result<Value> {
+        let seen = until(expression, async || {
+            let value = self.eval(expression).await?;
+            let empty = matches!(&value, Value::Null | Value::Bool(false)) || value == 0 || value == "";
+            Ok((!empty).then_some(value))
+        })
+        .await;
+        match seen {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                let shown = self.eval("location.href + '\\n' + document.body?.innerText").await.unwrap_or_default();
+                Err(error.context(format!("the page shows {}", shown.as_str().unwrap_or("nothing"))))
+            }
+        }
+    }
+
+    /// Waits until the element's text is this.
+    pub async fn wait_text(&self, selector: &str, text: &str) -> Result<()> {
+        let (selector, text) = (json!(selector), json!(text));
+        self.wait(&format!("document.querySelector({selector})?.textContent.trim() === {text}")).await?;
+        Ok(())
+    }
+
+    /// Presses the left button in the middle of an element that is visible and enabled.
+    pub async fn click(&self, selector: &str) -> Result<()> {
+        let find = json!(selector);
+        let place = self
+            .wait(&format!(
+                "(() => {{ const it = document.querySelector({find}); if (!it || it.disabled) return null; \
+                 it.scrollIntoView({{block: 'center'}}); const box = it.getBoundingClientRect(); \
+                 return box.width && {{x: box.x + box.width / 2, y: box.y + box.height / 2}}; }})()"
+            ))
+            .await
+            .with_context(|| format!("nothing to click at {selector}"))?;
+        for kind in ["mousePressed", "mouseReleased"] {
+            let event = json!({"type": kind, "x": place["x"], "y": place["y"], "button": "left", "clickCount": 1});
+            self.call("Input.dispatchMouseEvent", event).await?;
+        }
+        Ok(())
+    }
+
+    /// Types into a field, replacing what is there.
+    pub async fn fill(&self, selector: &str, text: &str) -> Result<()> {
+        let find = json!(selector);
+        self.wait(&format!(
+            "(() => {{ const it = document.querySelector({find}); it?.focus(); it?.select(); return document.activeElement === it; }})()"
+        ))
+        .await?;
+        self.call("Input.insertText", json!({"text": text})).await?;
+        Ok(())
+    }
+
+    /// The `Cookie` header's value that the browser would send there, HttpOnly ones included.
+    pub async fn cookies(&self, url: &str) -> Result<String> {
+        let answer = self.call("Network.getCookies", json!({"urls": [url]})).await?;
+        let cookies = answer["cookies"].as_array().context("no cookies")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let pairs: Vec<_> = cookies
+            .iter()
+            .map(|cookie| format!("{}={}", text(&cookie["name"]), text(&cookie["value"])))
+            .collect();
+        Ok(pairs.join("; "))
+    }
+}

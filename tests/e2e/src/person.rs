@@ -1,0 +1,95 @@
+//! The first user of an instance, at a browser, and the same person's command-line token. It must not do anything that
+//! a person could not.
+
+use anyhow::{Context as _, Result};
+use choir_api::client::{Client, Credential, SlotVerb};
+use choir_api::sandbox::{Command, CreateTask, ExecRequest, ExecResult};
+use choir_api::workspaces::SlotView;
+use choir_core::{Name, Slot};
+use serde_json::json;
+
+use crate::instance::Instance;
+use crate::page::Page;
+use crate::waiting::{PATIENCE, until};
+
+/// Who everybody is in these tests.
+pub const USER: &str = "ada";
+/// The one workspace.
+pub const WORKSPACE: &str = "main";
+
+/// An app with a websocket; see its first line.
+const APP: &str = include_str!("app.py");
+
+/// Opens the claim link, makes an account with a passkey, and returns the recovery codes the page shows.
+pub async fn register(page: &Page, instance: &Instance) -> Result<Vec<String>> {
+    page.goto(&instance.claim_link()?).await?;
+    page.fill("#username", USER).await?;
+    page.click("form[data-do=register] button").await?;
+    let codes = page.wait("[...document.querySelectorAll('#codes:not([hidden]) li')].map(it => it.textContent)").await?;
+    page.click("button[data-do=saved]").await?;
+    page.wait("location.pathname === '/' && document.querySelector('form[data-do=create]')").await?;
+    serde_json::from_value(codes).context("the page shows no codes")
+}
+
+/// A token for everything, made with the session of a page of the control host that is fresh.
+pub async fn token(page: &Page, instance: &Instance) -> Result<Client> {
+    let body = json!({"name": "e2e", "scopes": ["read", "write", "admin"]});
+    let made = page
+        .eval(&format!(
+            "fetch('/me/tokens', {{method: 'POST', headers: {{'X-Choir': '1', 'Content-Type': 'application/json'}}, \
+             body: JSON.stringify({body})}}).then(it => it.json())"
+        ))
+        .await?;
+    let token = made["token"].as_str().with_context(|| format!("no token: {made}"))?;
+    Ok(Client::new(instance.origin().as_str(), Credential::Token(token.to_owned()))?)
+}
+
+/// The workspace's name as the typed client takes it.
+pub fn workspace() -> Name {
+    WORKSPACE.parse().expect("a valid name")
+}
+
+/// Starts a slot and waits until it is ready.
+pub async fn start(client: &Client, slot: Slot) -> Result<SlotView> {
+    let view = client.ask_slot(&workspace(), slot, SlotVerb::Start, PATIENCE).await?;
+    anyhow::ensure!(view.state == "ready", "{slot} is {} ({:?})", view.state, view.reason);
+    Ok(view)
+}
+
+/// Runs a shell line and returns how it ended.
+pub async fn exec(client: &Client, slot: Slot, line: &str) -> Result<ExecResult> {
+    let request = ExecRequest {
+        command: Command::Line(line.to_owned()),
+        cwd: None,
+        env: [].into(),
+        stdin: None,
+        timeout_ms: None,
+        max_output_bytes: None,
+    };
+    Ok(client.sandbox(&workspace(), slot).exec(&request).await?)
+}
+
+/// Runs a shell line that must succeed, and returns what it wrote.
+pub async fn run(client: &Client, slot: Slot, line: &str) -> Result<String> {
+    let done = exec(client, slot, line).await?;
+    let code = done.exit.exit_code;
+    anyhow::ensure!(code == 0, "`{line}` in {slot} ended with {code}: {}{}", done.stdout, done.stderr);
+    Ok(done.stdout)
+}
+
+/// Starts the app in a slot under this mark, and waits until it answers inside.
+pub async fn serve_app(client: &Client, slot: Slot, mark: &str) -> Result<()> {
+    let command = Command::Argv(["python3", "-c", APP, mark].map(str::to_owned).into());
+    let task = CreateTask {
+        command,
+        cwd: None,
+        env: [].into(),
+        timeout_ms: None,
+    };
+    client.sandbox(&workspace(), slot).create_task(&task).await?;
+    until("the app to listen", async || {
+        let asked = exec(client, slot, "curl -fsS http://127.0.0.1:3000/count").await?;
+        Ok((asked.exit.exit_code == 0).then_some(()))
+    })
+    .await
+}

@@ -1,0 +1,28 @@
+//! Waiting for a value, never for time. It must not decide what is good.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::time::Instant;
+
+/// How long anything but an installation may take on a busy machine with two cores.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a value that nothing announces is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Asks until there is a value; an error that lasts is reported with what was waited for.
+pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = ask().await;
+        match answer {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) if Instant::now() >= deadline => bail!("waited {} s for {what}", PATIENCE.as_secs()),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error).with_context(|| format!("waited {} s for {what}", PATIENCE.as_secs()));
+            }
+            _ => tokio::time::sleep(LOOK).await,
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A person with a real browser: from the claim link to a swap, and what pages of other sites try meanwhile.
+
+mod attacks;
+
+use anyhow::{Result, ensure};
+use choir_api::client::Client;
+use choir_core::Slot;
+use choir_e2e::browser::Browser;
+use choir_e2e::instance::Instance;
+use choir_e2e::page::Page;
+use choir_e2e::person::{self, USER, WORKSPACE};
+use choir_e2e::skip;
+use choir_e2e::waiting::until;
+
+const SECTION: &str = "[data-workspace=main]";
+
+#[tokio::test]
+async fn a_person_registers_recovers_and_swaps_in_a_browser_and_no_other_site_can_interfere() -> Result<()> {
+    if skip::cannot_run("browser") {
+        return Ok(());
+    }
+    let instance = Instance::up(&[])?;
+    let browser = Browser::start().await?;
+    let page = browser.page().await?;
+
+    let codes = person::register(&page, &instance).await?;
+    ensure!(codes.len() == 10, "{} recovery codes were shown", codes.len());
+    log_out(&page).await?;
+    log_in(&page).await?;
+    log_out(&page).await?;
+    recover(&page, &codes[0]).await?;
+    let client = person::token(&page, &instance).await?;
+
+    create_workspace(&page, &instance).await?;
+    for slot in Slot::ALL {
+        start_by_button(&page, slot).await?;
+        person::serve_app(&client, slot, &format!("app-of-{slot}")).await?;
+    }
+    for slot in Slot::ALL {
+        open_app(&page, &instance, slot, &format!("app-of-{slot}")).await?;
+    }
+    swap_by_button(&page, &instance, &client).await?;
+    open_app(&page, &instance, Slot::Live, "app-of-dev").await?;
+    open_app(&page, &instance, Slot::Dev, "app-of-live").await?;
+
+    attacks::all(&browser, &page, &instance, &client).await
+}
+
+async fn log_out(page: &Page) -> Result<()> {
+    page.click("button[data-do=logout]").await?;
+    page.wait("location.pathname === '/login' && document.querySelector('form[data-do=login]')").await?;
+    let me = page.eval("fetch('/auth/me').then(it => it.json())").await?;
+    ensure!(me["authenticated"] == false, "still signed in after signing out: {me}");
+    Ok(())
+}
+
+async fn log_in(page: &Page) -> Result<()> {
+    page.click("form[data-do=login] button").await?;
+    page.wait("location.pathname === '/' && document.querySelector('form[data-do=create]')").await?;
+    is_signed_in(page).await
+}
+
+/// With a code instead of the passkey, and a new passkey; the code is then used up.
+async fn recover(page: &Page, code: &str) -> Result<()> {
+    page.click("a[href='/recover']").await?;
+    page.fill("#username", USER).await?;
+    page.fill("#code", code).await?;
+    page.click("form[data-do=recover] button").await?;
+    page.click("form[data-do=new-passkey] button").await?;
+    page.wait("location.pathname === '/account' && document.querySelector('#passkeys')").await?;
+    is_signed_in(page).await?;
+    let text = page.eval("document.body.innerText").await?;
+    let text = text.as_str().unwrap_or_default();
+    ensure!(text.contains("9 of 10 are left"), "the used code is still there: {text}");
+    Ok(())
+}
+
+async fn is_signed_in(page: &Page) -> Result<()> {
+    let me = page.eval("fetch('/auth/me').then(it => it.json())").await?;
+    ensure!(me["user"]["name"] == USER && me["by"] == "session", "not signed in: {me}");
+    Ok(())
+}
+
+async fn create_workspace(page: &Page, instance: &Instance) -> Result<()> {
+    page.goto(instance.origin().as_str()).await?;
+    page.fill("#name", WORKSPACE).await?;
+    page.click("form[data-do=create] button").await?;
+    page.wait(&format!("document.querySelector('{SECTION}')")).await?;
+    Ok(())
+}
+
+async fn start_by_button(page: &Page, slot: Slot) -> Result<()> {
+    let row = format!("{SECTION} [data-slot={slot}]");
+    page.click(&format!("{row} button[data-do=start]")).await?;
+    page.wait_text(&format!("{row} [data-show=state]"), "ready").await
+}
+
+/// By the link on the status page; the login at the sandbox's host happens by itself.
+async fn open_app(page: &Page, instance: &Instance, slot: Slot, mark: &str) -> Result<()> {
+    page.goto(instance.origin().as_str()).await?;
+    page.click(&format!("{SECTION} [data-slot={slot}] a")).await?;
+    page.wait_text("h1", mark).await?;
+    page.wait_text("p", &format!("{mark}:ping")).await?;
+    let at = page.eval("location.href").await?;
+    let expected = instance.app(slot.as_str(), WORKSPACE, USER);
+    ensure!(at == expected.as_str(), "{slot} opened at {at} and not at {expected}");
+    Ok(())
+}
+
+async fn swap_by_button(page: &Page, instance: &Instance, client: &Client) -> Result<()> {
+    let before = client.workspace(&person::workspace()).await?.slots;
+    page.goto(instance.origin().as_str()).await?;
+    page.click(&format!("{SECTION} button[data-do=swap]")).await?;
+    page.wait("document.querySelector('#status').textContent.startsWith('Swapped in ')").await?;
+    until("the swapped slots", async || {
+        let after = client.workspace(&person::workspace()).await?.slots;
+        let swapped = after.live.sandbox == before.dev.sandbox && after.dev.sandbox == before.live.sandbox;
+        Ok(swapped.then_some(()))
+    })
+    .await
+}
