@@ -78,11 +78,7 @@ impl Browser {
         let page = Page::new(self.calls.clone(), session.to_owned());
         page.call("Page.enable", json!({})).await?;
         page.call("WebAuthn.enable", json!({})).await?;
-        let options = json!({
-            "protocol": "ctap2", "transport": "internal", "hasResidentKey": true, "hasUserVerification": true,
-            "isUserVerified": true, "automaticPresenceSimulation": true,
-        });
-        page.call("WebAuthn.addVirtualAuthenticator", json!({"options": options})).await?;
+        page.new_device().await?;
         Ok(page)
     }
 

@@ -1,5 +1,7 @@
 //! One tab: going somewhere, seeing values, clicking and typing as a person does. It must not know any page of ours.
 
+use std::sync::Mutex;
+
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
@@ -10,16 +12,33 @@ use crate::waiting::until;
 pub struct Page {
     calls: Calls,
     session: String,
+    authenticator: Mutex<Option<Value>>,
 }
 
 impl Page {
     pub(crate) fn new(calls: Calls, session: String) -> Self {
-        Self { calls, session }
+        Self { calls, session, authenticator: Mutex::default() }
     }
 
     /// A command of the DevTools protocol for this tab.
     pub async fn call(&self, method: &str, params: Value) -> Result<Value> {
         self.calls.call(Some(&self.session), method, params).await
+    }
+
+    /// From here on passkeys are made and used on a new device, without asking; the old one is lost.
+    pub async fn new_device(&self) -> Result<()> {
+        // Chromium has room for one of this kind.
+        let old = self.authenticator.lock().expect("no holder of this lock panics").take();
+        if let Some(old) = old {
+            self.call("WebAuthn.removeVirtualAuthenticator", json!({"authenticatorId": old})).await?;
+        }
+        let options = json!({
+            "protocol": "ctap2", "transport": "internal", "hasResidentKey": true, "hasUserVerification": true,
+            "isUserVerified": true, "automaticPresenceSimulation": true,
+        });
+        let mut added = self.call("WebAuthn.addVirtualAuthenticator", json!({"options": options})).await?;
+        *self.authenticator.lock().expect("no holder of this lock panics") = Some(added["authenticatorId"].take());
+        Ok(())
     }
 
     /// Goes there by the address bar, and waits until a page has loaded, wherever redirects led.
@@ -49,8 +68,8 @@ impl Page {
     pub async fn wait(&self, expression: &str) -> Result<Value> {
         let seen = until(expression, async || {
             let value = self.eval(expression).await?;
-            let empty = matches!(&value, Value::Null | Value::Bool(false)) || value == 0 || value == "";
-            Ok((!empty).then_some(value))
+            let nothing = [json!(null), json!(false), json!(0), json!(""), json!([])].contains(&value);
+            Ok((!nothing).then_some(value))
         })
         .await;
         match seen {

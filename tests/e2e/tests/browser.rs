@@ -60,8 +60,9 @@ async fn log_in(page: &Page) -> Result<()> {
     is_signed_in(page).await
 }
 
-/// With a code instead of the passkey, and a new passkey; the code is then used up.
+/// The device with the passkey is lost: a code, and a new passkey on a new device. The code is then used up.
 async fn recover(page: &Page, code: &str) -> Result<()> {
+    page.new_device().await?;
     page.click("a[href='/recover']").await?;
     page.fill("#username", USER).await?;
     page.fill("#code", code).await?;

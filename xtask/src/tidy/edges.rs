@@ -86,7 +86,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "choir-e2e",
-        ours: &["choir-api", "choir-core"],
+        ours: &["choir-api", "choir-core", "choir-hypervisor"],
         never: &[],
     },
     Rule {

@@ -1,8 +1,5 @@
 //! Workspaces, lifecycle and swaps through the real router, over a simulated runtime and a temporary database.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod access;
 mod guard;
 mod lifecycle;
@@ -10,6 +7,8 @@ mod swap;
 
 use std::sync::Arc;
 
+use crate::support::passkey::{Behaviour, SoftKey};
+use crate::support::{Browser, ORIGIN};
 use axum::Router;
 use axum::http::StatusCode;
 use choir_core::{SandboxId, Slot};
@@ -22,8 +21,6 @@ use choir_hypervisor::serve::{Parts, compose, take_over};
 use choir_runtime::sim::World;
 use choir_runtime::{Sim, SimVolumes};
 use serde_json::{Value, json};
-use support::passkey::{Behaviour, SoftKey};
-use support::{Browser, ORIGIN};
 
 /// One hypervisor over a world that outlives it.
 struct Box {

@@ -1,8 +1,5 @@
 //! Signing in and everything around it, through the router.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod guard;
 mod hosts;
 mod passkeys;
