@@ -57,7 +57,7 @@ impl Peers {
         fs::write(at("nginx.conf"), nginx(&at(""), [nginx_auth, nginx_return]))?;
         fs::write(at("Caddyfile"), caddyfile(&at(""), caddy))?;
         let start = |processor: usize, program: &Path, arguments: &[&str]| {
-            let log = File::create(at("peers.log"))?;
+            let log = File::options().create(true).append(true).open(at("peers.log"))?;
             let mut command = Command::new("taskset");
             command.arg("--cpu-list").arg(processor.to_string());
             command.arg(program).args(arguments);
@@ -81,18 +81,26 @@ impl Peers {
         let running = vec![
             start(LOAD, &setup.app, &["serve", &socket, &tcp])?,
             start(PROXY, &setup.app, &["auth", &check, COOKIE.0, &hash])?,
-            start(PROXY, "nginx".as_ref(), &["-c", &at("nginx.conf"), "-e", &at("nginx.log")])?,
-            start(PROXY, "caddy".as_ref(), &["run", "--adapter", "caddyfile", "--config", &at("Caddyfile")])?,
+            start(
+                PROXY,
+                "nginx".as_ref(),
+                &["-c", &at("nginx.conf"), "-e", &at("nginx.log")],
+            )?,
+            start(
+                PROXY,
+                "caddy".as_ref(),
+                &["run", "--adapter", "caddyfile", "--config", &at("Caddyfile")],
+            )?,
             start(PROXY, "node".as_ref(), &node_arguments)?,
         ];
-        for port in [app, nginx_auth, nginx_return, caddy, node] {
-            let cookie = format!("{}={}", COOKIE.0, COOKIE.1);
-            until("a peer does not answer", async || {
-                let answer = Wire::connect(port, "localhost", Some(&cookie)).and_then(|mut wire| wire.get());
-                Ok(answer.is_ok_and(|(status, _)| status == 200))
-            })
-            .await?;
-        }
+        let cookie = format!("{}={}", COOKIE.0, COOKIE.1);
+        let answers = |port: &u16| {
+            let answer = Wire::connect(*port, "localhost", Some(&cookie)).and_then(|mut wire| wire.get());
+            answer.is_ok_and(|(status, _)| status == 200)
+        };
+        let all = [app, nginx_auth, nginx_return, caddy, node];
+        let waited = until("not all peers answer", async || Ok(all.iter().all(answers))).await;
+        waited.with_context(|| fs::read_to_string(at("peers.log")).unwrap_or_default())?;
         Ok(Self {
             nginx_auth,
             nginx_return,
@@ -150,7 +158,6 @@ fn caddyfile(directory: &str, port: u16) -> String {
         "{{
            admin off
            auto_https off
-           persist_config off
          }}
          http://:{port} {{
            bind 127.0.0.1

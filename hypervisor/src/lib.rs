@@ -1,6 +1,7 @@
 //! The control plane: auth, routing, lifecycle, deployments; the composition root of everything else.
 //! Policy lives in `choir-core`, bytes in `choir-proxy`, SQL in `choir-store`, containers in `choir-runtime`.
 
+pub mod admin;
 pub mod app;
 pub mod auth;
 pub mod broker;

@@ -12,7 +12,7 @@ use crate::app::App;
 use crate::auth::extract::PeerAddr;
 use crate::auth::{self, Route};
 use crate::error::ApiError;
-use crate::{deployments, health, pages, releases, workspaces};
+use crate::{admin, deployments, health, pages, releases, workspaces};
 
 /// The most a JSON body may have, in bytes. The sandbox API streams and is not bound by it.
 const MOST_BODY: usize = 1 << 20;
@@ -26,6 +26,7 @@ pub fn tables() -> Vec<&'static [Route]> {
         workspaces::routes::ROUTES,
         deployments::routes::ROUTES,
         releases::routes::ROUTES,
+        admin::routes::ROUTES,
     ]
 }
 
@@ -36,6 +37,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .merge(workspaces::routes::router())
         .merge(deployments::routes::router())
         .merge(releases::routes::router())
+        .merge(admin::routes::router())
         .with_state(app.clone());
     let router = own
         .merge(app.auth.router())

@@ -142,6 +142,9 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
     for view in &views {
         app.publish(view).await;
     }
+    for finding in app.stats().await.findings {
+        tracing::warn!("{finding}");
+    }
     app.adopted.send_replace(true);
     Ok(())
 }

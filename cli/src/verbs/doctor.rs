@@ -69,6 +69,21 @@ async fn signed_in(ctx: &Context, checks: &mut Vec<Check>) {
         }),
         Err(error) => checks.push(bad("login", error.to_string())),
     }
+    match client.box_stats().await {
+        Ok(stats) => {
+            for (name, version) in &stats.versions {
+                checks.push(Check {
+                    name: "version",
+                    ok: true,
+                    detail: format!("{name} {version}"),
+                });
+            }
+            checks.extend(stats.findings.into_iter().map(|finding| bad("box", finding)));
+        }
+        // Only an admin sees the whole box.
+        Err(error) if error.code() == Some("admin_only") || error.code() == Some("scope") => {}
+        Err(error) => checks.push(bad("box", error.to_string())),
+    }
     match client.workspace(&ctx.workspace).await {
         Ok(workspace) => {
             for slot in Slot::ALL {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use choir_core::{Door, Generation, IdRange, Limits, SandboxId};
 use choir_link::message::{PROTOCOL, SOCKET};
-use choir_link::{AgentConfig, Channel, FromAgent, ListenerKind, SelfReport, ToAgent};
+use choir_link::{AgentConfig, Channel, FromAgent, ListenerKind, ToAgent};
 use choir_runtime::{Error, Notice, Places, Process, Runtime, Spec};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -119,7 +119,7 @@ async fn only_the_right_nonce_generation_and_protocol_are_welcomed() {
         version: version.clone(),
         generation,
         nonce: nonce.to_owned(),
-        report: report.clone().into(),
+        report: report.clone(),
     };
     let wrong = [
         hello(PROTOCOL, 0, ""),

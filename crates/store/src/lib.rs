@@ -66,6 +66,11 @@ fn is_unique(error: &rusqlite::Error) -> bool {
         if [SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE].contains(&e.extended_code))
 }
 
+/// The version of SQLite that is linked in.
+pub fn sqlite_version() -> &'static str {
+    rusqlite::version()
+}
+
 impl Store {
     /// Opens, checks and migrates the database at `path`, made if absent (mode 0600).
     pub fn open(path: &Path) -> Result<Self> {

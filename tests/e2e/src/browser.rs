@@ -71,7 +71,10 @@ impl Browser {
 
     /// A new tab with an authenticator in it that makes and uses passkeys without asking.
     pub async fn page(&self) -> Result<Page> {
-        let created = self.calls.call(None, "Target.createTarget", json!({"url": "about:blank"})).await?;
+        let created = self
+            .calls
+            .call(None, "Target.createTarget", json!({"url": "about:blank"}))
+            .await?;
         let target = json!({"targetId": created["targetId"], "flatten": true});
         let attached = self.calls.call(None, "Target.attachToTarget", target).await?;
         let session = attached["sessionId"].as_str().context("the new tab has no session")?;
@@ -82,12 +85,27 @@ impl Browser {
         Ok(page)
     }
 
-    /// Type and address of everything that is open, frames of other sites included.
-    pub async fn targets(&self) -> Result<Vec<(String, String)>> {
+    /// The addresses that frames of other sites show, error pages included.
+    pub async fn frames(&self) -> Result<Vec<String>> {
         let answer = self.calls.call(None, "Target.getTargets", json!({})).await?;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let targets = answer["targetInfos"].as_array().context("no targets")?;
-        Ok(targets.iter().map(|it| (text(&it["type"]), text(&it["url"]))).collect())
+        let mut shown = Vec::new();
+        for target in answer["targetInfos"].as_array().context("no targets")? {
+            if target["type"] == "iframe" {
+                let asked = json!({"targetId": target["targetId"], "flatten": true});
+                let attached = self.calls.call(None, "Target.attachToTarget", asked).await?;
+                let session = attached["sessionId"].as_str().context("the frame has no session")?;
+                let frame = Page::new(self.calls.clone(), session.to_owned());
+                shown.push(
+                    frame
+                        .eval("location.href")
+                        .await?
+                        .as_str()
+                        .unwrap_or_default()
+                        .to_owned(),
+                );
+            }
+        }
+        Ok(shown)
     }
 }
 
@@ -139,7 +157,10 @@ impl Calls {
             command["sessionId"] = session.into();
         }
         let (sender, receiver) = oneshot::channel();
-        self.pending.lock().expect("no holder of this lock panics").insert(id, sender);
+        self.pending
+            .lock()
+            .expect("no holder of this lock panics")
+            .insert(id, sender);
         self.outgoing.send(command.to_string()).context("the browser is gone")?;
         let mut answer = tokio::time::timeout(PATIENCE, receiver)
             .await

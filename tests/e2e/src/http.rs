@@ -53,7 +53,12 @@ pub async fn send_over(
     stream.write_all(format!("{head}\r\n{body}").as_bytes()).await?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await?;
-    parse(&bytes).with_context(|| format!("{method} {host}{path}: not an answer: {}", String::from_utf8_lossy(&bytes)))
+    parse(&bytes).with_context(|| {
+        format!(
+            "{method} {host}{path}: not an answer: {}",
+            String::from_utf8_lossy(&bytes)
+        )
+    })
 }
 
 fn parse(bytes: &[u8]) -> Option<Answer> {
@@ -65,7 +70,9 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
+    let chunked = headers
+        .iter()
+        .any(|(name, value)| name == "transfer-encoding" && value == "chunked");
     let rest = &bytes[end + 4..];
     let body = if chunked { unchunk(rest)? } else { rest.to_vec() };
     Some(Answer {
@@ -95,7 +102,8 @@ mod tests {
 
     #[test]
     fn a_chunked_answer_is_put_together() {
-        let answer = parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n").unwrap();
+        let answer =
+            parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n").unwrap();
         assert_eq!((answer.status, answer.body.as_str()), (200, "abcd"));
     }
 

@@ -102,7 +102,10 @@ impl Drop for Instance {
         // Shown for a test that fails; the output of one that passes is not.
         if let Ok(log) = fs::read_to_string(self.path("up.log")) {
             let lines: Vec<_> = log.lines().collect();
-            eprintln!("the end of up.log:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+            eprintln!(
+                "the end of up.log:\n{}",
+                lines[lines.len().saturating_sub(40)..].join("\n")
+            );
         }
         if let Err(error) = run(&mut self.xtask("down")) {
             eprintln!("the instance could not be stopped: {error:#}");
@@ -130,7 +133,11 @@ fn built(program: &str) -> PathBuf {
         let target = target();
         let (root, profile) = (target.parent(), target.file_name());
         let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
-        return root.unwrap_or(&target).join(triple).join(profile.unwrap_or_default()).join(program);
+        return root
+            .unwrap_or(&target)
+            .join(triple)
+            .join(profile.unwrap_or_default())
+            .join(program);
     }
     target().join(program)
 }
@@ -138,5 +145,8 @@ fn built(program: &str) -> PathBuf {
 /// The directory of Cargo's profile: the tests themselves are in its `deps`.
 fn target() -> PathBuf {
     let test = std::env::current_exe().expect("a program has a path");
-    test.ancestors().nth(2).expect("a test lies in target/<profile>/deps").to_owned()
+    test.ancestors()
+        .nth(2)
+        .expect("a test lies in target/<profile>/deps")
+        .to_owned()
 }

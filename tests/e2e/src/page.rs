@@ -17,7 +17,11 @@ pub struct Page {
 
 impl Page {
     pub(crate) fn new(calls: Calls, session: String) -> Self {
-        Self { calls, session, authenticator: Mutex::default() }
+        Self {
+            calls,
+            session,
+            authenticator: Mutex::default(),
+        }
     }
 
     /// A command of the DevTools protocol for this tab.
@@ -30,13 +34,16 @@ impl Page {
         // Chromium has room for one of this kind.
         let old = self.authenticator.lock().expect("no holder of this lock panics").take();
         if let Some(old) = old {
-            self.call("WebAuthn.removeVirtualAuthenticator", json!({"authenticatorId": old})).await?;
+            self.call("WebAuthn.removeVirtualAuthenticator", json!({"authenticatorId": old}))
+                .await?;
         }
         let options = json!({
             "protocol": "ctap2", "transport": "internal", "hasResidentKey": true, "hasUserVerification": true,
             "isUserVerified": true, "automaticPresenceSimulation": true,
         });
-        let mut added = self.call("WebAuthn.addVirtualAuthenticator", json!({"options": options})).await?;
+        let mut added = self
+            .call("WebAuthn.addVirtualAuthenticator", json!({"options": options}))
+            .await?;
         *self.authenticator.lock().expect("no holder of this lock panics") = Some(added["authenticatorId"].take());
         Ok(())
     }
@@ -47,7 +54,8 @@ impl Page {
         if let Some(error) = gone["errorText"].as_str() {
             bail!("{url}: {error}");
         }
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'").await?;
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+            .await?;
         Ok(())
     }
 
@@ -75,7 +83,10 @@ impl Page {
         match seen {
             Ok(value) => Ok(value),
             Err(error) => {
-                let shown = self.eval("location.href + '\\n' + document.body?.innerText").await.unwrap_or_default();
+                let shown = self
+                    .eval("location.href + '\\n' + document.body?.innerText")
+                    .await
+                    .unwrap_or_default();
                 Err(error.context(format!("the page shows {}", shown.as_str().unwrap_or("nothing"))))
             }
         }
@@ -84,7 +95,10 @@ impl Page {
     /// Waits until the element's text is this.
     pub async fn wait_text(&self, selector: &str, text: &str) -> Result<()> {
         let (selector, text) = (json!(selector), json!(text));
-        self.wait(&format!("document.querySelector({selector})?.textContent.trim() === {text}")).await?;
+        self.wait(&format!(
+            "document.querySelector({selector})?.textContent.trim() === {text}"
+        ))
+        .await?;
         Ok(())
     }
 

@@ -25,9 +25,12 @@ pub async fn register(page: &Page, instance: &Instance) -> Result<Vec<String>> {
     page.goto(&instance.claim_link()?).await?;
     page.fill("#username", USER).await?;
     page.click("form[data-do=register] button").await?;
-    let codes = page.wait("[...document.querySelectorAll('#codes:not([hidden]) li')].map(it => it.textContent)").await?;
+    let codes = page
+        .wait("[...document.querySelectorAll('#codes:not([hidden]) li')].map(it => it.textContent)")
+        .await?;
     page.click("button[data-do=saved]").await?;
-    page.wait("location.pathname === '/' && document.querySelector('form[data-do=create]')").await?;
+    page.wait("location.pathname === '/' && document.querySelector('form[data-do=create]')")
+        .await?;
     serde_json::from_value(codes).context("the page shows no codes")
 }
 
@@ -41,7 +44,10 @@ pub async fn token(page: &Page, instance: &Instance) -> Result<Client> {
         ))
         .await?;
     let token = made["token"].as_str().with_context(|| format!("no token: {made}"))?;
-    Ok(Client::new(instance.origin().as_str(), Credential::Token(token.to_owned()))?)
+    Ok(Client::new(
+        instance.origin().as_str(),
+        Credential::Token(token.to_owned()),
+    )?)
 }
 
 /// The workspace's name as the typed client takes it.
@@ -73,7 +79,12 @@ pub async fn exec(client: &Client, slot: Slot, line: &str) -> Result<ExecResult>
 pub async fn run(client: &Client, slot: Slot, line: &str) -> Result<String> {
     let done = exec(client, slot, line).await?;
     let code = done.exit.exit_code;
-    anyhow::ensure!(code == 0, "`{line}` in {slot} ended with {code}: {}{}", done.stdout, done.stderr);
+    anyhow::ensure!(
+        code == 0,
+        "`{line}` in {slot} ended with {code}: {}{}",
+        done.stdout,
+        done.stderr
+    );
     Ok(done.stdout)
 }
 

@@ -70,7 +70,9 @@ async fn serve(stream: TcpStream, seen: Arc<Mutex<Vec<Seen>>>) -> Result<()> {
     loop {
         line.clear();
         stream.read_line(&mut line).await?;
-        let Some((name, value)) = line.trim().split_once(':') else { break };
+        let Some((name, value)) = line.trim().split_once(':') else {
+            break;
+        };
         match name.to_ascii_lowercase().as_str() {
             "cookie" => cookie = value.trim().to_owned(),
             "content-length" => length = value.trim().parse()?,
@@ -79,7 +81,9 @@ async fn serve(stream: TcpStream, seen: Arc<Mutex<Vec<Seen>>>) -> Result<()> {
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
-    seen.lock().expect("no holder of this lock panics").push(Seen { method, path, cookie });
+    seen.lock()
+        .expect("no holder of this lock panics")
+        .push(Seen { method, path, cookie });
     let page = "<!doctype html><title>another site</title>";
     let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/html";
     let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{page}", page.len());

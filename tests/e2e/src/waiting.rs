@@ -26,3 +26,11 @@ pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>
         }
     }
 }
+
+/// One named part of a test, with the time it took.
+pub async fn step<T>(name: &str, part: impl Future<Output = Result<T>>) -> Result<T> {
+    let begun = Instant::now();
+    let done = part.await.with_context(|| name.to_owned())?;
+    eprintln!("{:>7.1} s  {name}", begun.elapsed().as_secs_f32());
+    Ok(done)
+}

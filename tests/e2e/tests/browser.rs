@@ -10,7 +10,7 @@ use choir_e2e::instance::Instance;
 use choir_e2e::page::Page;
 use choir_e2e::person::{self, USER, WORKSPACE};
 use choir_e2e::skip;
-use choir_e2e::waiting::until;
+use choir_e2e::waiting::{step, until};
 
 const SECTION: &str = "[data-workspace=main]";
 
@@ -23,32 +23,34 @@ async fn a_person_registers_recovers_and_swaps_in_a_browser_and_no_other_site_ca
     let browser = Browser::start().await?;
     let page = browser.page().await?;
 
-    let codes = person::register(&page, &instance).await?;
+    let codes = step("register by the claim link", person::register(&page, &instance)).await?;
     ensure!(codes.len() == 10, "{} recovery codes were shown", codes.len());
-    log_out(&page).await?;
-    log_in(&page).await?;
-    log_out(&page).await?;
-    recover(&page, &codes[0]).await?;
+    step("log out", log_out(&page)).await?;
+    step("log in", log_in(&page)).await?;
+    step("log out again", log_out(&page)).await?;
+    step("recover with a code", recover(&page, &codes[0])).await?;
     let client = person::token(&page, &instance).await?;
 
-    create_workspace(&page, &instance).await?;
+    step("create a workspace", create_workspace(&page, &instance)).await?;
     for slot in Slot::ALL {
-        start_by_button(&page, slot).await?;
+        step(&format!("start {slot}"), start_by_button(&page, slot)).await?;
         person::serve_app(&client, slot, &format!("app-of-{slot}")).await?;
     }
     for slot in Slot::ALL {
-        open_app(&page, &instance, slot, &format!("app-of-{slot}")).await?;
+        step(&format!("open {slot}"), open_app(&page, &instance, slot, &format!("app-of-{slot}"))).await?;
     }
-    swap_by_button(&page, &instance, &client).await?;
-    open_app(&page, &instance, Slot::Live, "app-of-dev").await?;
-    open_app(&page, &instance, Slot::Dev, "app-of-live").await?;
+    step("swap", swap_by_button(&page, &instance, &client)).await?;
+    for (slot, app) in [(Slot::Live, "app-of-dev"), (Slot::Dev, "app-of-live")] {
+        step(&format!("open {slot}, swapped"), open_app(&page, &instance, slot, app)).await?;
+    }
 
     attacks::all(&browser, &page, &instance, &client).await
 }
 
 async fn log_out(page: &Page) -> Result<()> {
     page.click("button[data-do=logout]").await?;
-    page.wait("location.pathname === '/login' && document.querySelector('form[data-do=login]')").await?;
+    page.wait("location.pathname === '/login' && document.querySelector('form[data-do=login]')")
+        .await?;
     let me = page.eval("fetch('/auth/me').then(it => it.json())").await?;
     ensure!(me["authenticated"] == false, "still signed in after signing out: {me}");
     Ok(())
@@ -56,7 +58,8 @@ async fn log_out(page: &Page) -> Result<()> {
 
 async fn log_in(page: &Page) -> Result<()> {
     page.click("form[data-do=login] button").await?;
-    page.wait("location.pathname === '/' && document.querySelector('form[data-do=create]')").await?;
+    page.wait("location.pathname === '/' && document.querySelector('form[data-do=create]')")
+        .await?;
     is_signed_in(page).await
 }
 
@@ -68,17 +71,24 @@ async fn recover(page: &Page, code: &str) -> Result<()> {
     page.fill("#code", code).await?;
     page.click("form[data-do=recover] button").await?;
     page.click("form[data-do=new-passkey] button").await?;
-    page.wait("location.pathname === '/account' && document.querySelector('#passkeys')").await?;
+    page.wait("location.pathname === '/account' && document.querySelector('#passkeys')")
+        .await?;
     is_signed_in(page).await?;
     let text = page.eval("document.body.innerText").await?;
     let text = text.as_str().unwrap_or_default();
-    ensure!(text.contains("9 of 10 are left"), "the used code is still there: {text}");
+    ensure!(
+        text.contains("9 of 10 are left"),
+        "the used code is still there: {text}"
+    );
     Ok(())
 }
 
 async fn is_signed_in(page: &Page) -> Result<()> {
     let me = page.eval("fetch('/auth/me').then(it => it.json())").await?;
-    ensure!(me["user"]["name"] == USER && me["by"] == "session", "not signed in: {me}");
+    ensure!(
+        me["user"]["name"] == USER && me["by"] == "session",
+        "not signed in: {me}"
+    );
     Ok(())
 }
 
@@ -112,7 +122,8 @@ async fn swap_by_button(page: &Page, instance: &Instance, client: &Client) -> Re
     let before = client.workspace(&person::workspace()).await?.slots;
     page.goto(instance.origin().as_str()).await?;
     page.click(&format!("{SECTION} button[data-do=swap]")).await?;
-    page.wait("document.querySelector('#status').textContent.startsWith('Swapped in ')").await?;
+    page.wait("document.querySelector('#status').textContent.startsWith('Swapped in ')")
+        .await?;
     until("the swapped slots", async || {
         let after = client.workspace(&person::workspace()).await?.slots;
         let swapped = after.live.sandbox == before.dev.sandbox && after.dev.sandbox == before.live.sandbox;

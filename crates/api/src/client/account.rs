@@ -182,6 +182,14 @@ impl Client {
         self.delete(&format!("/me/tokens/{}", segment(id))).await
     }
 
+    /// Versions, states and findings of the whole box.
+    ///
+    /// # Errors
+    /// Any; 403 for those who are not admins.
+    pub async fn box_stats(&self) -> Result<crate::admin::BoxStats, ClientError> {
+        self.get("/admin/stats").await
+    }
+
     /// # Errors
     /// Any; 403 for those who are not admins.
     pub async fn users(&self) -> Result<Page<User>, ClientError> {

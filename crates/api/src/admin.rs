@@ -1,0 +1,29 @@
+//! What an admin sees of the whole box.
+
+use std::collections::BTreeMap;
+
+use choir_core::{Name, SandboxId, Slot};
+use serde::{Deserialize, Serialize};
+
+/// `GET /admin/stats`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BoxStats {
+    /// Name → version or fact: `hypervisor`, `sqlite`, `podman`, `oci_runtime`, `volumes`, …
+    pub versions: BTreeMap<String, String>,
+    /// Sandboxes by observed state.
+    pub sandboxes: BTreeMap<String, usize>,
+    /// One sentence for each thing an operator should mend.
+    pub findings: Vec<String>,
+}
+
+/// One row of `GET /admin/sandboxes`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BoxSandbox {
+    pub sandbox: SandboxId,
+    pub user: Name,
+    pub workspace: Name,
+    pub slot: Slot,
+    pub state: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}

@@ -1,0 +1,78 @@
+// What a page of another site sends to a server: every way a browser has, for every route. It resolves to what the
+// page could learn: `read` (an answer it could read) and `open` (a websocket that opened) must stay empty.
+
+async (base, routes) => {
+  const learnt = { sent: 0, read: [], open: [] };
+  const json = { 'Content-Type': 'application/json', 'X-Choir': '1' };
+  const patiently = (start) => new Promise((done) => start(done));
+
+  async function cors(method, url) {
+    const body = method === 'GET' ? undefined : '{}';
+    for (const headers of [json, { 'Content-Type': 'text/plain' }]) {
+      learnt.sent += 1;
+      await fetch(url, { method, body, headers: body ? headers : {}, credentials: 'include' })
+        .then((answer) => learnt.read.push(`${method} ${url} ${answer.status}`), () => {});
+    }
+  }
+  async function noCors(method, url) {
+    learnt.sent += 1;
+    const body = method === 'GET' ? undefined : '{}';
+    await fetch(url, { method, body, mode: 'no-cors', credentials: 'include' }).catch(() => {});
+  }
+  function form(url, enctype) {
+    learnt.sent += 1;
+    return patiently((done) => {
+      const frame = document.createElement('iframe');
+      frame.name = `f${learnt.sent}`;
+      document.body.append(frame);
+      const form = document.createElement('form');
+      Object.assign(form, { method: 'POST', action: url, target: frame.name, enctype, hidden: true });
+      const field = document.createElement('input');
+      Object.assign(field, { name: '{"name":"evil","x":"', value: '"}' });
+      form.append(field);
+      document.body.append(form);
+      form.submit();
+      frame.addEventListener('load', () => {
+        frame.remove();
+        form.remove();
+        done();
+      });
+    });
+  }
+  function image(url) {
+    learnt.sent += 1;
+    return patiently((done) => {
+      const image = new Image();
+      image.onload = image.onerror = done;
+      image.src = url;
+    });
+  }
+  function websocket(url) {
+    learnt.sent += 1;
+    return patiently((done) => {
+      const socket = new WebSocket(url.replace('http', 'ws'));
+      socket.onopen = () => {
+        learnt.open.push(url);
+        socket.close();
+      };
+      socket.onclose = done;
+    });
+  }
+
+  for (const { method, path } of routes) {
+    const url = base + path;
+    await cors(method, url);
+    if (method === 'GET' || method === 'POST') await noCors(method, url);
+    if (method === 'POST') {
+      learnt.sent += 1;
+      navigator.sendBeacon(url, '{}');
+      await form(url, 'text/plain');
+      await form(url, 'application/x-www-form-urlencoded');
+    }
+    if (method === 'GET') {
+      await image(url);
+      await websocket(url);
+    }
+  }
+  return learnt;
+};
