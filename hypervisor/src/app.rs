@@ -11,6 +11,7 @@ use choir_proxy::{Answers, Dial, Forwarder, Io};
 use choir_runtime::Runtime;
 use choir_store::{AuditEvent, Store, WorkspaceView};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::auth::Auth;
 use crate::clock::Clock;
@@ -40,12 +41,23 @@ pub struct App {
     pub deployment_ended: watch::Sender<()>,
     /// Whether what ran before this process was taken over.
     pub adopted: watch::Sender<bool>,
+    /// Fires when the hypervisor is told to stop; streams of the control host end with it.
+    pub stopping: CancellationToken,
     /// The master key is missing.
     pub sealed: bool,
     pub metrics_token: Option<String>,
 }
 
 impl App {
+    /// Returns once what ran before this process is taken over; false when that takes longer than a request is held.
+    pub async fn taken_over(&self) -> bool {
+        if *self.adopted.borrow() {
+            return true;
+        }
+        let mut adopted = self.adopted.subscribe();
+        tokio::time::timeout(HOLD, adopted.wait_for(|done| *done)).await.is_ok()
+    }
+
     /// Publishes what a workspace's hosts mean, as read from the database.
     pub async fn publish(&self, view: &WorkspaceView) {
         let workspace = &view.workspace;

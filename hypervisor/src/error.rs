@@ -92,6 +92,12 @@ impl ApiError {
         )
     }
 
+    /// The hypervisor has started and does not know yet what runs.
+    pub fn not_taken_over() -> Self {
+        let message = "The hypervisor has just started and cannot reach its containers yet; try again shortly.";
+        Self::unavailable("not_ready", message).retry_after(2)
+    }
+
     /// Adds a field to the body's `error`.
     pub fn with(mut self, field: &'static str, value: impl Into<String>) -> Self {
         self.detail = Some((field, value.into()));

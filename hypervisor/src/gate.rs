@@ -56,6 +56,9 @@ impl Gatekeeper {
             .host_session(&head.headers, &name)
             .await
             .map_err(IntoResponse::into_response)?;
+        if !self.app.taken_over().await {
+            return Err(ApiError::not_taken_over().into_response());
+        }
         let entry = self.app.table.get(&host.user, &host.workspace);
         let Some((entry, port)) = entry.and_then(|e| admitted_port(&e, host, session.as_deref()).map(|p| (e, p)))
         else {

@@ -18,6 +18,18 @@ pub fn inherited_sockets() -> std::ops::Range<RawFd> {
     3..3 + i32::try_from(count).unwrap_or(0)
 }
 
+/// How many client connections the descriptor limit allows: two descriptors each, and some kept for the database,
+/// sandboxes and the container service.
+pub fn most_connections() -> usize {
+    const KEPT: u64 = 512;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(1 << 20);
+    usize::try_from(limit.saturating_sub(KEPT) / 2)
+        .unwrap_or(usize::MAX)
+        .clamp(32, 100_000)
+}
+
 /// Writes a file that only its owner can read, in one step: readers see the old text or the new.
 pub fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     let new = path.with_extension("new");

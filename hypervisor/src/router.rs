@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::middleware::{self, Next};
+use axum::response::IntoResponse;
 use choir_proxy::{Body, Control, Peer};
 use http::{Request, Response};
 use tower::ServiceExt;
@@ -32,12 +34,13 @@ pub fn tables() -> Vec<&'static [Route]> {
 
 /// The whole control host behind its guard.
 pub fn router(app: &Arc<App>) -> Router {
-    let own = health::router()
-        .merge(pages::status::router())
+    let own = pages::status::router()
         .merge(workspaces::routes::router())
         .merge(deployments::routes::router())
         .merge(releases::routes::router())
         .merge(admin::routes::router())
+        .route_layer(middleware::from_fn_with_state(app.clone(), after_take_over))
+        .merge(health::router())
         .with_state(app.clone());
     let router = own
         .merge(app.auth.router())
@@ -45,6 +48,19 @@ pub fn router(app: &Arc<App>) -> Router {
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(DefaultBodyLimit::max(MOST_BODY));
     auth::protect(router, &app.auth, &tables())
+}
+
+/// Holds what concerns sandboxes until the hypervisor knows what runs.
+async fn after_take_over(
+    State(app): State<Arc<App>>,
+    request: Request<axum::body::Body>,
+    next: Next,
+) -> axum::response::Response {
+    if app.taken_over().await {
+        next.run(request).await
+    } else {
+        ApiError::not_taken_over().into_response()
+    }
 }
 
 /// The router as the proxy's control host.

@@ -87,6 +87,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         answers,
         deployment_ended: watch::Sender::new(()),
         adopted: watch::Sender::new(false),
+        stopping: CancellationToken::new(),
         sealed: key.sealed,
         metrics_token,
         config,
@@ -142,10 +143,10 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
     for view in &views {
         app.publish(view).await;
     }
+    app.adopted.send_replace(true);
     for finding in app.stats().await.findings {
         tracing::warn!("{finding}");
     }
-    app.adopted.send_replace(true);
     Ok(())
 }
 
@@ -160,9 +161,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         random: Arc::new(OsRandom),
     };
     let app = compose(config.clone(), parts).await?;
-    let stop = CancellationToken::new();
+    let stop = app.stopping.clone();
     let server = Arc::new(Server {
-        bounds: Bounds::default(),
+        bounds: Bounds {
+            connections: places::most_connections(),
+            ..Bounds::default()
+        },
         hosts: config.hosts(),
         trusted_proxies: config.listen.trusted_proxies.clone(),
         control: ControlHost(router(&app)),

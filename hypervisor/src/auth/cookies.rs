@@ -7,10 +7,11 @@ use jiff::SignedDuration;
 use super::secret::Secret;
 use crate::error::ApiError;
 
+// By the names that the proxy keeps from sandboxes.
 /// The session on the control host.
-pub const SESSION: &str = "__Host-choir";
+pub const SESSION: &str = choir_proxy::cookies::CONTROL;
 /// The session on one sandbox host.
-pub const APP: &str = "__Host-choir-app";
+pub const APP: &str = choir_proxy::cookies::SANDBOX;
 /// Binds a passkey ceremony to the browser that began it.
 pub const CEREMONY: &str = "__Host-choir-ceremony";
 

@@ -187,9 +187,14 @@ async fn logs(
         line: line.line,
     };
     if query.follow {
-        let ended = app.auth.watch(&caller);
+        let (ended, stopping) = (app.auth.watch(&caller), app.stopping.clone());
         let events = futures_util::stream::poll_fn(move |cx| lines.poll_recv(cx))
-            .take_until(async move { ended.cancelled().await })
+            .take_until(async move {
+                tokio::select! {
+                    () = ended.cancelled() => {}
+                    () = stopping.cancelled() => {}
+                }
+            })
             .map(move |line| {
                 Ok::<_, Infallible>(Event::default().event("line").json_data(wire(line)).unwrap_or_default())
             });

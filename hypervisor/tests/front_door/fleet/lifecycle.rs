@@ -150,6 +150,20 @@ async fn a_new_hypervisor_takes_over_what_runs_and_restarts_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_asked_before_the_take_over_waits_for_it() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    workspace(&mut ada).await;
+    let again = Box::begin(start.directory.clone(), start.world.clone(), start.volumes.clone()).await;
+    ada.router = again.router.clone();
+    let (early, ()) = tokio::join!(shown(&mut ada), async {
+        // Polled second: the request is waiting by now.
+        choir_hypervisor::serve::take_over(&again.app).await.unwrap();
+    });
+    assert_eq!(early["name"], "main");
+}
+
+#[tokio::test]
 async fn what_died_while_no_hypervisor_looked_is_started_once() {
     let start = Box::new().await;
     let mut ada = start.ada().await;

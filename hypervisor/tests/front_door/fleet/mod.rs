@@ -49,6 +49,13 @@ impl Box {
     }
 
     async fn compose(directory: Arc<tempfile::TempDir>, world: World, volumes: SimVolumes) -> Self {
+        let begun = Self::begin(directory, world, volumes).await;
+        take_over(&begun.app).await.unwrap();
+        begun
+    }
+
+    /// A hypervisor that answers already and has not looked yet what runs.
+    async fn begin(directory: Arc<tempfile::TempDir>, world: World, volumes: SimVolumes) -> Self {
         let mut config = Config::default();
         config.store.path = directory.path().join("choir.db");
         let sim = Arc::new(Sim::new(world.clone()));
@@ -60,7 +67,6 @@ impl Box {
             random: Arc::new(OsRandom),
         };
         let app = compose(Arc::new(config), parts).await.unwrap();
-        take_over(&app).await.unwrap();
         let router = router(&app);
         Self {
             directory,

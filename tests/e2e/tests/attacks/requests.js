@@ -31,12 +31,12 @@ async (base, routes) => {
       Object.assign(field, { name: '{"name":"evil","x":"', value: '"}' });
       form.append(field);
       document.body.append(form);
-      form.submit();
       frame.addEventListener('load', () => {
         frame.remove();
         form.remove();
         done();
       });
+      form.submit();
     });
   }
   function image(url) {
@@ -59,20 +59,19 @@ async (base, routes) => {
     });
   }
 
-  for (const { method, path } of routes) {
+  // All at once: Chromium slows a page down that opens one failing websocket after the other.
+  const attempts = routes.flatMap(({ method, path }) => {
     const url = base + path;
-    await cors(method, url);
-    if (method === 'GET' || method === 'POST') await noCors(method, url);
+    const same = [cors(method, url)];
+    if (method === 'GET' || method === 'POST') same.push(noCors(method, url));
+    if (method === 'GET') same.push(image(url), websocket(url));
     if (method === 'POST') {
       learnt.sent += 1;
       navigator.sendBeacon(url, '{}');
-      await form(url, 'text/plain');
-      await form(url, 'application/x-www-form-urlencoded');
+      same.push(form(url, 'text/plain'), form(url, 'application/x-www-form-urlencoded'));
     }
-    if (method === 'GET') {
-      await image(url);
-      await websocket(url);
-    }
-  }
+    return same;
+  });
+  await Promise.all(attempts);
   return learnt;
 };
