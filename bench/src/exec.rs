@@ -15,7 +15,7 @@ use crate::stage::Stage;
 const ROUNDS: usize = 15;
 const CALLS: usize = 20;
 
-pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
+pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
     stage.change(Slot::Live, SlotVerb::Start, "ready").await?;
     let container = stage.container(Slot::Live).await?;
     let request = ExecRequest {
@@ -29,6 +29,7 @@ pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
     let mut ours = Series::new("ChoirOS, /exec", "ms");
     let mut theirs = Series::new("podman exec", "ms");
     for _ in 0..=stage.rounds(ROUNDS) {
+        stage.quiet().await?;
         let mut calls = Vec::new();
         for _ in 0..CALLS {
             let begun = Instant::now();

@@ -10,12 +10,13 @@ use crate::stage::Stage;
 
 const ROUNDS: usize = 30;
 
-pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
+pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
     stage.start_app().await?;
     let container = stage.container(Slot::Live).await?;
     let mut ours = Series::new("ChoirOS, paused until the first byte", "ms");
     let mut theirs = Series::new("podman unpause", "ms");
     for _ in 0..=stage.rounds(ROUNDS) {
+        stage.quiet().await?;
         stage.change(Slot::Live, SlotVerb::Pause, "paused").await?;
         let (status, first) = stage.proxied()?.get()?;
         ensure!(status == 200, "the app answered {status}");

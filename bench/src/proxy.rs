@@ -24,7 +24,7 @@ struct Contender {
     p99: Series,
 }
 
-pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
+pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
     let processors = std::thread::available_parallelism()?.get();
     ensure!(
         processors >= 2,
@@ -37,12 +37,13 @@ pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
     pin(stage.setup.hypervisor, &[PROXY])?;
     stage.pin_app(&[LOAD]).await?;
     let mut all = contenders(stage, &peers)?;
-    let seconds = if stage.quick { 1 } else { 3 };
+    let seconds = if stage.quick { 1 } else { 2 };
     for contender in &all {
         contender.load(&script, 1)?;
     }
     for _ in 0..stage.rounds(ROUNDS) {
         for contender in &mut all {
+            stage.quiet().await?;
             let (rate, p99) = contender.load(&script, seconds)?;
             contender.rate.round([rate]);
             contender.p99.round([p99]);

@@ -13,7 +13,7 @@ use crate::wire::Wire;
 const ROUNDS: usize = 30;
 const ECHOES: usize = 200;
 
-pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
+pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
     stage.start_app().await?;
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     let mut app = Command::new(&stage.setup.app);
@@ -32,6 +32,7 @@ pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
     let mut ours = Series::new("through the proxy", "µs");
     let mut base = Series::new("direct", "µs");
     for _ in 0..=stage.rounds(ROUNDS) {
+        stage.quiet().await?;
         base.round(echoes(&mut direct)?);
         ours.round(echoes(&mut proxied)?);
     }

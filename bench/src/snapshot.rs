@@ -22,7 +22,7 @@ const COPY: &str = "bench-copy";
 /// Not a volume of choir-volumes: the peer's.
 const PEER: &str = "bench-peer";
 
-pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
+pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
     let mut helper = Helper::connect(&stage.setup.volumes_socket)?;
     let hello = helper.ask(&json!({"verb": "hello"}))?;
     ensure!(
@@ -30,14 +30,14 @@ pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
         "volumes are not on btrfs here: there is nothing to compare"
     );
     helper.ask(&json!({"verb": "create", "volume": VOLUME}))?;
-    let done = measure(name, stage, &mut helper);
+    let done = measure(name, stage, &mut helper).await;
     for volume in [COPY, VOLUME] {
         helper.ask(&json!({"verb": "delete", "volume": volume}))?;
     }
     done
 }
 
-fn measure(name: &'static str, stage: &Stage, helper: &mut Helper) -> Result<Outcome> {
+async fn measure(name: &'static str, stage: &mut Stage, helper: &mut Helper) -> Result<Outcome> {
     let home = stage.setup.volumes.join(VOLUME).join("home");
     let peer = stage.setup.volumes.join(PEER);
     fill(&home)?;
@@ -49,6 +49,7 @@ fn measure(name: &'static str, stage: &Stage, helper: &mut Helper) -> Result<Out
     let mut ours = Series::new("choir-volumes, snapshot", "ms");
     let mut theirs = Series::new("btrfs subvolume snapshot", "ms");
     for _ in 0..=stage.rounds(ROUNDS) {
+        stage.quiet().await?;
         let begun = Instant::now();
         helper.ask(&json!({"verb": "snapshot", "source": VOLUME, "volume": COPY, "readonly": true}))?;
         ours.round([begun.elapsed().as_secs_f64() * 1e3]);

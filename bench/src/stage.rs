@@ -23,6 +23,12 @@ use crate::wire::Wire;
 
 /// A first start makes the user's own copy of the default release.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// For a quiet machine, in all rounds together.
+const QUIET_WITHIN: Duration = Duration::from_secs(900);
+/// How long the machine is looked at.
+const LOOK: Duration = Duration::from_millis(300);
+/// The share of its processors' time that a quiet machine uses at most.
+const BUSY: f64 = 0.1;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A ChoirOS with one user and nothing else to do.
@@ -37,6 +43,8 @@ pub struct Stage {
     /// What live's app is opened with.
     pub cookie: String,
     pub scratch: TempDir,
+    /// Left for waiting for a quiet machine.
+    patience: Duration,
 }
 
 impl Stage {
@@ -72,6 +80,7 @@ impl Stage {
             app,
             cookie,
             scratch,
+            patience: if quick { LOOK } else { QUIET_WITHIN },
         })
     }
 
@@ -82,6 +91,20 @@ impl Stage {
 
     pub async fn view(&self, slot: Slot) -> Result<SlotView> {
         Ok(self.client.workspace(&self.workspace).await?.slots.get(slot).clone())
+    }
+
+    /// Waits until the machine has little else to do, while there is patience left: a round that shares it with a
+    /// compiler says nothing about either side.
+    pub async fn quiet(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let before = Work::now()?;
+            tokio::time::sleep(LOOK).await;
+            if before.until(&Work::now()?) < BUSY || begun.elapsed() > self.patience {
+                self.patience = self.patience.saturating_sub(begun.elapsed());
+                return Ok(());
+            }
+        }
     }
 
     /// Asks for a change and waits until it is so.
@@ -183,6 +206,36 @@ impl Stage {
             pids.find(is_app).context("the app is not a process of the sandbox")?,
             processors,
         )
+    }
+}
+
+/// What the machine's processors did since it was started, in clock ticks.
+struct Work {
+    idle: f64,
+    all: f64,
+}
+
+impl Work {
+    /// From proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal.
+    fn now() -> Result<Self> {
+        let text = fs::read_to_string("/proc/stat")?;
+        let line = text.lines().next().unwrap_or_default();
+        let ticks: Vec<f64> = line
+            .split_whitespace()
+            .skip(1)
+            .take(8)
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        ensure!(ticks.len() == 8, "/proc/stat has another shape here");
+        Ok(Self {
+            idle: ticks[3] + ticks[4],
+            all: ticks.iter().sum(),
+        })
+    }
+
+    /// The share of time that was not idle between two looks.
+    fn until(&self, later: &Self) -> f64 {
+        1.0 - (later.idle - self.idle) / (later.all - self.all)
     }
 }
 

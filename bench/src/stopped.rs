@@ -15,12 +15,13 @@ use crate::stage::Stage;
 const ROUNDS: usize = 15;
 const PEER: &str = "bench-peer";
 
-pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
+pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
     stage.change(Slot::Live, SlotVerb::Start, "ready").await?;
     create_peer(stage, &stage.container(Slot::Live).await?)?;
     let mut ours = Series::new("ChoirOS, stopped until /health", "ms");
     let mut theirs = Series::new("podman start", "ms");
     for _ in 0..=stage.rounds(ROUNDS) {
+        stage.quiet().await?;
         let before = stage.view(Slot::Live).await?.generation.context("live does not run")?;
         stage.change(Slot::Live, SlotVerb::Stop, "stopped").await?;
         let (took, _) = podman::run(&stage.setup.podman, &["start", PEER])?;

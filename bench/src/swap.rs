@@ -16,13 +16,14 @@ const ROUNDS: usize = 20;
 const SWAPS: usize = 10;
 const WITHIN: Duration = Duration::from_secs(30);
 
-pub async fn run(name: &'static str, stage: &Stage) -> Result<Outcome> {
+pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
     for slot in Slot::ALL {
         stage.change(slot, SlotVerb::Start, "ready").await?;
     }
     let prefix = person::random_name()?;
     let mut whole = Series::new("swap, from request to success", "ms");
     for round in 0..stage.rounds(ROUNDS) {
+        stage.quiet().await?;
         let mut samples = Vec::new();
         for swap in 0..SWAPS {
             let key = format!("{prefix}-{round}-{swap}");

@@ -207,7 +207,7 @@ fn about(workspace: &Workspace, node_proxy: &Path) -> Result<About> {
         .arg(&workspace.workspace_root)
         .args(["describe", "--always", "--dirty", "--abbrev=10"]);
     let mut nginx = Command::new("sh");
-    nginx.args(["-c", "nginx -v 2>&1"]);
+    nginx.args(["-c", "nginx -v 2>&1 | sed 's,.*/,,'"]);
     let package = fs::read_to_string(node_proxy.with_file_name("../package.json")).unwrap_or_default();
     let package: serde_json::Value = serde_json::from_str(&package).unwrap_or_default();
     let version = |name| command::capture(Command::new(name).arg("--version"));

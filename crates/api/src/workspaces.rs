@@ -127,6 +127,16 @@ pub struct DeploymentStep {
     pub took_ms: u64,
 }
 
+/// `POST /api/releases`: a known image with a config of one's own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateRelease {
+    /// `image_digest` of a release that is there.
+    pub image: String,
+    #[serde(default)]
+    pub config: ReleaseConfig,
+}
+
 /// `GET /api/releases/{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Release {

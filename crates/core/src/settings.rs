@@ -176,6 +176,29 @@ impl WorkspaceSettings {
     }
 }
 
+impl ReleaseConfig {
+    /// Refuses, with a sentence, what could not be put into effect.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        self.limits.validate().map_err(|e| SettingError(e.to_string()))?;
+        if let Some(port) = self.app_port {
+            check_port("app_port", port)?;
+        }
+        let line_ok = |line: &String| !line.contains('\0') && line.len() <= 32 << 10;
+        for (name, line) in &self.services {
+            let name_ok = name != "start" && name.parse::<crate::Name>().is_ok();
+            if !name_ok || !line_ok(line) {
+                return Err(SettingError(format!(
+                    "`services` {name:?} needs a name of a-z, 0-9 and hyphens other than `start`, and a line without NUL"
+                )));
+            }
+        }
+        if !self.start.as_ref().is_none_or(line_ok) {
+            return Err(SettingError("`start` has a NUL or is over 32 KiB".to_owned()));
+        }
+        validate_env(&self.env)
+    }
+}
+
 fn check_port(field: &str, port: u16) -> Result<(), SettingError> {
     if port == 0 || crate::host::RESERVED_PORTS.contains(&port) || port == crate::host::AGENT_PORT {
         return Err(SettingError(format!(
@@ -225,6 +248,24 @@ mod tests {
             ..Default::default()
         });
         assert_eq!((new.app_port, new.idle_stop_s), (Some(5173), Some(5)));
+    }
+
+    #[test]
+    fn a_release_config_that_cannot_be_is_refused() {
+        for bad in [
+            r#"{"app_port": 9091}"#,
+            r#"{"env": {"1A": ""}}"#,
+            r#"{"services": {"start": "x"}}"#,
+            r#"{"services": {"Web": "x"}}"#,
+            r#"{"limits": {"pids": 1}}"#,
+        ] {
+            assert!(
+                serde_json::from_str::<ReleaseConfig>(bad).unwrap().validate().is_err(),
+                "{bad}"
+            );
+        }
+        let good = r#"{"start": "npm start", "services": {"db": "redis-server"}, "app_port": 5173, "env": {"A": "1"}}"#;
+        assert!(serde_json::from_str::<ReleaseConfig>(good).unwrap().validate().is_ok());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use choir_store::{Release, ReleaseCopy, ReleaseState, Store};
 use tokio::sync::{OnceCell, watch};
 
 use crate::clock::Clock;
+use crate::error::ApiResult;
 use crate::random::{Random, draw};
 
 pub mod routes;
@@ -106,10 +107,29 @@ impl Releases {
         self.store.release_imported(&id, &digest).await.map_err(text)
     }
 
+    /// A release of an image that is here already, with another config; `None` when there is no such image.
+    pub async fn with_config(&self, image: &str, config: ReleaseConfig) -> ApiResult<Option<Release>> {
+        let usable = |r: &Release| {
+            r.image_digest == image && matches!(r.state, ReleaseState::Candidate | ReleaseState::Verified)
+        };
+        let Some(source) = self.store.releases().await?.into_iter().find(usable) else {
+            return Ok(None);
+        };
+        let id = ReleaseId::from_random(draw(&*self.random));
+        self.store
+            .begin_release(&id, &source.name, &config, self.clock.now())
+            .await?;
+        self.volumes.snapshot(source.id.as_str(), id.as_str(), false).await?;
+        self.store.release_imported(&id, image).await?;
+        Ok(Some(self.store.release(&id).await?))
+    }
+
     /// The release new workspaces start from: the newest that is not rejected, retired or half imported.
     pub async fn newest(&self) -> Result<Option<Release>, choir_store::Error> {
         let usable = |r: &Release| matches!(r.state, ReleaseState::Candidate | ReleaseState::Verified);
-        Ok(self.store.releases().await?.into_iter().find(usable))
+        // A config of somebody's own is used where it is asked for by id.
+        let plain = |r: &Release| usable(r) && r.config == ReleaseConfig::default();
+        Ok(self.store.releases().await?.into_iter().find(plain))
     }
 
     pub async fn config(&self, id: &ReleaseId) -> Result<ReleaseConfig, String> {

@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use choir_api::workspaces as api;
 use choir_store::Release;
 
 use crate::app::App;
+use crate::auth::extract::Body;
 use crate::auth::{Caller, routes};
 use crate::error::{ApiError, ApiResult};
 
 routes! {
     pub ROUTES, router -> Arc<App>;
     User GET get "/api/releases" => list;
+    User POST post "/api/releases" => create;
     User GET get "/api/releases/{id}" => show;
 }
 
@@ -23,6 +26,23 @@ async fn list(State(app): State<Arc<App>>, _caller: Caller) -> ApiResult<Json<ap
         items,
         next_cursor: None,
     }))
+}
+
+async fn create(
+    State(app): State<Arc<App>>,
+    _caller: Caller,
+    Body(asked): Body<api::CreateRelease>,
+) -> ApiResult<(StatusCode, Json<api::Release>)> {
+    asked
+        .config
+        .validate()
+        .map_err(|e| ApiError::bad_request("bad_config", format!("{e}.")))?;
+    let made = app.releases.with_config(&asked.image, asked.config).await?;
+    let unknown = || {
+        let message = "There is no image with this digest; `choir releases` lists those that are here.";
+        ApiError::bad_request("no_such_image", message)
+    };
+    Ok((StatusCode::CREATED, Json(wire(made.ok_or_else(unknown)?))))
 }
 
 async fn show(State(app): State<Arc<App>>, _caller: Caller, Path(id): Path<String>) -> ApiResult<Json<api::Release>> {

@@ -65,6 +65,39 @@ async fn settings_that_cannot_be_are_refused_and_change_nothing() {
 }
 
 #[tokio::test]
+async fn a_release_brings_settings_that_the_workspaces_own_win_over() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let plain = ada.get("/api/releases").await.expect(StatusCode::OK)["items"][0].clone();
+    let config = json!({"app_port": 5173, "start": "true", "limits": {"pids": 100, "memory": 1 << 29}});
+    let asked = json!({"image": plain["image_digest"], "config": config});
+    let release = ada.post("/api/releases", asked).await.expect(StatusCode::CREATED);
+    let made = json!({"name": "main", "release": release["id"]});
+    let workspace = ada.post("/api/workspaces", made).await.expect(StatusCode::CREATED);
+    assert_eq!(workspace["slots"]["dev"]["app_port"], 5173);
+    assert_eq!(workspace["slots"]["dev"]["limits"]["pids"], 100);
+    let patch = json!({"limits": {"pids": 200}});
+    ada.fetch(Method::PATCH, "/api/workspaces/main", Some(patch))
+        .await
+        .expect(StatusCode::OK);
+    let config = ada
+        .get("/api/workspaces/main/config?slot=dev")
+        .await
+        .expect(StatusCode::OK)["settings"]
+        .clone();
+    assert_eq!(config["limits.pids"], json!({"value": 200, "from": "workspace"}));
+    assert_eq!(config["limits.memory"], json!({"value": 1 << 29, "from": "release"}));
+    assert_eq!(config["start"], json!({"value": "true", "from": "release"}));
+    for bad in [
+        json!({"image": "0", "config": {}}),
+        json!({"image": plain["image_digest"], "config": {"app_port": 0}}),
+    ] {
+        assert_eq!(ada.post("/api/releases", bad).await.status, StatusCode::BAD_REQUEST);
+    }
+    change(&mut ada, Slot::Dev, "start").await;
+}
+
+#[tokio::test]
 async fn somebody_elses_workspace_is_answered_like_one_that_is_not_there() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
