@@ -103,6 +103,18 @@ const PACKAGES: &[Package] = &[
     package(Purpose::Test, "git", "git", "is cloned with in the end-to-end tests"),
     package(
         Purpose::Test,
+        "busybox-static",
+        "busybox",
+        "is the whole root file system of the runtime's tests",
+    ),
+    package(
+        Purpose::Test,
+        "iproute2",
+        "ip",
+        "makes the network namespaces of the tests",
+    ),
+    package(
+        Purpose::Test,
         "chromium",
         "chromium",
         "is the browser of the end-to-end tests",

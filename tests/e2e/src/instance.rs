@@ -7,8 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 use tempfile::TempDir;
+use tokio::net::UnixStream;
 use url::Url;
+
+use crate::http;
 
 const PROGRAMS: [&str; 4] = ["choir-hypervisor", "choir-volumes", "choir", "choir-sandbox"];
 
@@ -69,6 +73,28 @@ impl Instance {
         let text = fs::read_to_string(self.path("run/choir-hypervisor.pid"))?;
         let first = text.lines().next().context("the pid file is empty")?;
         Ok(first.parse()?)
+    }
+
+    /// A call to the Podman service that runs the sandboxes.
+    pub async fn podman(&self, method: &str, path: &str) -> Result<http::Answer> {
+        let stream = UnixStream::connect(self.path("run/podman.sock")).await?;
+        http::send_over(stream, method, "podman", &format!("/v4.0.0/libpod{path}"), &[], "").await
+    }
+
+    /// The running container of a sandbox.
+    pub async fn container(&self, sandbox: &str) -> Result<String> {
+        let answer = self.podman("GET", "/containers/json").await?;
+        let containers: Value = serde_json::from_str(&answer.body)?;
+        let of_sandbox = |it: &&Value| {
+            it["Labels"]
+                .as_object()
+                .is_some_and(|l| l.values().any(|v| v == sandbox))
+        };
+        let found = containers.as_array().into_iter().flatten().find(of_sandbox);
+        let id = found.and_then(|it| it["Id"].as_str());
+        Ok(id
+            .with_context(|| format!("{sandbox} has no running container"))?
+            .to_owned())
     }
 
     /// Something below the data directory.

@@ -37,7 +37,11 @@ async fn a_person_registers_recovers_and_swaps_in_a_browser_and_no_other_site_ca
         person::serve_app(&client, slot, &format!("app-of-{slot}")).await?;
     }
     for slot in Slot::ALL {
-        step(&format!("open {slot}"), open_app(&page, &instance, slot, &format!("app-of-{slot}"))).await?;
+        step(
+            &format!("open {slot}"),
+            open_app(&page, &instance, slot, &format!("app-of-{slot}")),
+        )
+        .await?;
     }
     step("swap", swap_by_button(&page, &instance, &client)).await?;
     for (slot, app) in [(Slot::Live, "app-of-dev"), (Slot::Dev, "app-of-live")] {

@@ -7,8 +7,7 @@ mod swap;
 
 use std::sync::Arc;
 
-use crate::support::passkey::{Behaviour, SoftKey};
-use crate::support::{Browser, ORIGIN};
+use crate::support::Browser;
 use axum::Router;
 use axum::http::StatusCode;
 use choir_core::{SandboxId, Slot};
@@ -84,19 +83,7 @@ impl Box {
     }
 
     fn browser(&self) -> Browser {
-        Browser {
-            router: self.router.clone(),
-            cookies: Default::default(),
-            key: SoftKey::new(),
-            behaviour: Behaviour {
-                origin: ORIGIN.into(),
-                rp_id: "localhost".into(),
-                verifies_user: true,
-                kind: None,
-            },
-            peer: "192.0.2.1".parse().unwrap(),
-            recovery_codes: Vec::new(),
-        }
+        Browser::new(self.router.clone())
     }
 
     async fn ada(&self) -> Browser {

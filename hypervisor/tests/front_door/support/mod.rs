@@ -97,19 +97,7 @@ impl TestApp {
     }
 
     pub fn browser(&self) -> Browser {
-        Browser {
-            router: self.router.clone(),
-            cookies: BTreeMap::new(),
-            key: SoftKey::new(),
-            behaviour: Behaviour {
-                origin: ORIGIN.into(),
-                rp_id: "localhost".into(),
-                verifies_user: true,
-                kind: None,
-            },
-            peer: "192.0.2.1".parse().unwrap(),
-            recovery_codes: Vec::new(),
-        }
+        Browser::new(self.router.clone())
     }
 
     /// The browser of the first user, `ada`, who is the admin.
@@ -147,6 +135,23 @@ pub struct Browser {
 }
 
 impl Browser {
+    /// A browser without cookies, with an honest passkey of its own.
+    pub fn new(router: Router) -> Self {
+        Self {
+            router,
+            cookies: BTreeMap::new(),
+            key: SoftKey::new(),
+            behaviour: Behaviour {
+                origin: ORIGIN.into(),
+                rp_id: "localhost".into(),
+                verifies_user: true,
+                kind: None,
+            },
+            peer: "192.0.2.1".parse().unwrap(),
+            recovery_codes: Vec::new(),
+        }
+    }
+
     /// What a page of ours sends with `fetch`.
     pub async fn post(&mut self, path: &str, body: Value) -> Answer {
         self.fetch(Method::POST, path, Some(body)).await

@@ -54,8 +54,16 @@ pub async fn all(browser: &Browser, control: &Page, instance: &Instance, client:
         client,
     };
     step("A03", sockets::only_the_hypervisor_listens(&scene)).await?;
-    step("A01", requests::a_sandbox_page_calls_every_route_without_the_cookie(&scene)).await?;
-    step("A02", requests::a_page_on_another_port_is_refused_although_the_cookie_comes(&scene)).await?;
+    step(
+        "A01",
+        requests::a_sandbox_page_calls_every_route_without_the_cookie(&scene),
+    )
+    .await?;
+    step(
+        "A02",
+        requests::a_page_on_another_port_is_refused_although_the_cookie_comes(&scene),
+    )
+    .await?;
     step("A04", requests::navigating_to_any_route_changes_nothing(&scene)).await?;
     step("A05", origins::the_control_host_cannot_be_framed(&scene)).await?;
     step("A09", origins::a_sandbox_page_gets_no_passkey_assertion(&scene)).await?;

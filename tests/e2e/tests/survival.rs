@@ -1,0 +1,324 @@
+//! What must go on when something dies or goes wild: the hypervisor under load, a sandbox, a sandbox's programs.
+
+use anyhow::{Context as _, Result, ensure};
+use choir_api::client::{Client, ClientError};
+use choir_api::workspaces::SlotView;
+use choir_core::limits::LimitsPatch;
+use choir_core::{Slot, WorkspaceSettings};
+use choir_e2e::browser::Browser;
+use choir_e2e::instance::Instance;
+use choir_e2e::load::Load;
+use choir_e2e::page::Page;
+use choir_e2e::person::{self, USER, WORKSPACE, exec, run, workspace};
+use choir_e2e::waiting::{PATIENCE, step, until};
+use choir_e2e::{http, skip};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// A running instance with both slots ready, each serving its app, and a person who is signed in.
+struct Scene {
+    instance: Instance,
+    page: Page,
+    _browser: Browser,
+    client: Client,
+    /// What the browser sends to live's host.
+    cookie: String,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_dies_comes_back_and_hurts_nobody_else() -> Result<()> {
+    if skip::cannot_run("survival") {
+        return Ok(());
+    }
+    let scene = scene().await?;
+    step("the hypervisor is killed under load", the_hypervisor_is_killed(&scene)).await?;
+    step("two swaps at once", two_swaps_at_once(&scene)).await?;
+    step("a sandbox dies", a_dead_sandbox_is_restarted(&scene)).await?;
+    step(
+        "a sandbox keeps dying",
+        a_sandbox_that_keeps_dying_is_left_with_its_reason(&scene),
+    )
+    .await?;
+    step("dev forks without end", a_fork_bomb_hurts_nobody_else(&scene)).await?;
+    step("dev fills its disk", a_full_disk_hurts_nobody_else(&scene)).await?;
+    step("dev floods its log", a_flooded_log_is_bounded(&scene)).await
+}
+
+async fn scene() -> Result<Scene> {
+    let instance = Instance::up(&[])?;
+    let browser = Browser::start().await?;
+    let page = browser.page().await?;
+    person::register(&page, &instance).await?;
+    let client = person::token(&page, &instance).await?;
+    client.create_workspace(&workspace()).await?;
+    for slot in Slot::ALL {
+        person::start(&client, slot).await?;
+        person::serve_app(&client, slot, &format!("app-of-{slot}")).await?;
+    }
+    let live = instance.app("live", WORKSPACE, USER);
+    page.goto(live.as_str()).await?;
+    page.wait_text("h1", "app-of-live").await?;
+    let cookie = page.cookies(live.as_str()).await?;
+    Ok(Scene {
+        instance,
+        page,
+        _browser: browser,
+        client,
+        cookie,
+    })
+}
+
+impl Scene {
+    /// Clients of live's app, who expect this one there.
+    fn load(&self, mark: &str) -> Load {
+        let mut url = self.instance.app("live", WORKSPACE, USER);
+        url.set_path("/count");
+        Load::start(4, &url, ("Cookie", &self.cookie), &format!("\"mark\": \"{mark}\""))
+    }
+
+    /// What live's app says of itself: its mark, which run of it this is, and how many requests it had.
+    async fn app(&self) -> Result<Value> {
+        let mut url = self.instance.app("live", WORKSPACE, USER);
+        url.set_path("/count");
+        let answer = http::send("GET", &url, &[("Cookie", &self.cookie)], "").await?;
+        serde_json::from_str(&answer.body).with_context(|| format!("live answered {answer:?}"))
+    }
+
+    async fn slot(&self, slot: Slot) -> Result<SlotView> {
+        Ok(self.client.workspace(&workspace()).await?.slots.get(slot).clone())
+    }
+
+    async fn containers(&self) -> Result<[String; 2]> {
+        let slots = self.client.workspace(&workspace()).await?.slots;
+        let live = self.instance.container(slots.live.sandbox.as_str()).await?;
+        Ok([live, self.instance.container(slots.dev.sandbox.as_str()).await?])
+    }
+
+    async fn kill_container(&self, slot: Slot) -> Result<()> {
+        let id = self.instance.container(self.slot(slot).await?.sandbox.as_str()).await?;
+        let killed = self
+            .instance
+            .podman("POST", &format!("/containers/{id}/kill?signal=KILL"))
+            .await?;
+        ensure!(killed.status < 300, "the container could not be killed: {killed:?}");
+        Ok(())
+    }
+
+    async fn limit(&self, limits: LimitsPatch) -> Result<()> {
+        let patch = WorkspaceSettings {
+            limits: Some(limits),
+            ..WorkspaceSettings::default()
+        };
+        self.client.patch_workspace(&workspace(), &patch).await?;
+        Ok(())
+    }
+
+    /// Dev is as good as new after a restart; nothing outside it needs one.
+    async fn restart_dev(&self) -> Result<()> {
+        let verb = choir_api::client::SlotVerb::Restart;
+        let view = self.client.ask_slot(&workspace(), Slot::Dev, verb, PATIENCE).await?;
+        ensure!(
+            view.state == "ready",
+            "dev is {} after its restart: {:?}",
+            view.state,
+            view.reason
+        );
+        run(&self.client, Slot::Dev, "true").await?;
+        Ok(())
+    }
+}
+
+async fn the_hypervisor_is_killed(scene: &Scene) -> Result<()> {
+    scene.client.swap(&workspace(), "before the kill", PATIENCE).await?;
+    let (containers, app) = (scene.containers().await?, scene.app().await?);
+    let slots = scene.client.workspace(&workspace()).await?.slots;
+    let pid = scene.instance.hypervisor_pid()?;
+
+    let mut load = scene.load("app-of-dev");
+    load.answers(20).await?;
+    let victim = Pid::from_raw(pid).context("no process")?;
+    kill_process(victim, Signal::KILL)?;
+    load.answers(20).await?;
+    let tally = load.finish().await?;
+    eprintln!("{tally:?}");
+    ensure!(scene.instance.hypervisor_pid()? != pid, "the hypervisor was not killed");
+    ensure!(
+        tally.broken <= 4,
+        "more connections broke than were open when it was killed: {tally:?}"
+    );
+
+    ensure!(
+        scene.containers().await? == containers,
+        "the sandboxes' containers are others"
+    );
+    let after = scene.client.workspace(&workspace()).await?.slots;
+    for slot in Slot::ALL {
+        let (before, after) = (slots.get(slot), after.get(slot));
+        ensure!(before.sandbox == after.sandbox, "{slot} points elsewhere");
+        ensure!(before.generation == after.generation, "{slot} has a new generation");
+        ensure!(after.state == "ready", "{slot} is {}", after.state);
+    }
+    let app_after = scene.app().await?;
+    ensure!(
+        app["run"] == app_after["run"],
+        "the app in live was restarted: {app_after}"
+    );
+    ensure!(
+        app["requests"].as_u64() < app_after["requests"].as_u64(),
+        "the app in live does not count on"
+    );
+    scene.page.goto(scene.instance.origin().as_str()).await?;
+    let me = scene.page.eval("fetch('/auth/me').then(it => it.json())").await?;
+    ensure!(me["user"]["name"] == USER, "the session ended: {me}");
+    Ok(())
+}
+
+async fn two_swaps_at_once(scene: &Scene) -> Result<()> {
+    for round in 0..5 {
+        let before = scene.client.workspace(&workspace()).await?.slots;
+        let (name, keys) = (workspace(), [format!("{round} a"), format!("{round} b")]);
+        let swap = |key| scene.client.swap(&name, key, PATIENCE);
+        let (first, second) = tokio::join!(swap(&keys[0]), swap(&keys[1]));
+        let mut done = 0;
+        for result in [first, second] {
+            match result {
+                Ok(deployment) => {
+                    ensure!(deployment.reason.is_none(), "a swap failed: {:?}", deployment.reason);
+                    done += 1;
+                }
+                Err(ClientError::Refused { status: 409, detail }) if detail.code == "deployment_open" => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        ensure!(done > 0, "neither of two swaps was carried out");
+        let after = scene.client.workspace(&workspace()).await?.slots;
+        let swapped = after.live.sandbox == before.dev.sandbox && after.dev.sandbox == before.live.sandbox;
+        let as_before = after.live.sandbox == before.live.sandbox && after.dev.sandbox == before.dev.sandbox;
+        ensure!(
+            if done == 1 { swapped } else { as_before },
+            "{done} swaps left {after:?} of {before:?}"
+        );
+    }
+    Ok(())
+}
+
+async fn a_dead_sandbox_is_restarted(scene: &Scene) -> Result<()> {
+    let before = scene.slot(Slot::Dev).await?;
+    let marker = run(&scene.client, Slot::Dev, "echo kept > ~/kept; cat ~/kept").await?;
+    scene.kill_container(Slot::Dev).await?;
+    until("dev to be ready in a new generation", async || {
+        let now = scene.slot(Slot::Dev).await?;
+        Ok((now.state == "ready" && now.generation > before.generation).then_some(()))
+    })
+    .await?;
+    ensure!(
+        run(&scene.client, Slot::Dev, "cat ~/kept").await? == marker,
+        "its files are gone"
+    );
+    Ok(())
+}
+
+/// Each death is a container that is killed as soon as it is ready.
+async fn a_sandbox_that_keeps_dying_is_left_with_its_reason(scene: &Scene) -> Result<()> {
+    let reason = until("dev to be left alone", async || {
+        let now = scene.slot(Slot::Dev).await?;
+        match now.state.as_str() {
+            "failed" => Ok(Some(now.reason.unwrap_or_default())),
+            "ready" => scene.kill_container(Slot::Dev).await.map(|()| None),
+            _ => Ok(None),
+        }
+    })
+    .await?;
+    ensure!(reason.len() > 10, "dev shows no reason: `{reason}`");
+    eprintln!("reason: {reason}");
+    ensure!(scene.slot(Slot::Live).await?.state == "ready", "live is hurt");
+    person::start(&scene.client, Slot::Dev).await?;
+    Ok(())
+}
+
+async fn a_fork_bomb_hurts_nobody_else(scene: &Scene) -> Result<()> {
+    scene
+        .limit(LimitsPatch {
+            pids: Some(200),
+            ..LimitsPatch::default()
+        })
+        .await?;
+    let live = scene.app().await?;
+    let mut load = scene.load(live["mark"].as_str().unwrap_or_default());
+    let bomb = "timeout -s KILL 4 bash -c 'bomb() { bomb | bomb & }; bomb; wait; sleep 4' >/dev/null 2>&1 &";
+    // It may be that nothing more can be started there, and so nothing answers.
+    let _dev_is_hurt = exec(&scene.client, Slot::Dev, bomb).await;
+    load.answers(100).await?;
+    let pids = scene.client.stats(&workspace(), Slot::Dev).await?.pids;
+    ensure!(pids <= 200, "dev has {pids} processes although it may have 200");
+    let tally = load.finish().await?;
+    eprintln!("{pids} processes; {tally:?}");
+    scene.restart_dev().await
+}
+
+async fn a_full_disk_hurts_nobody_else(scene: &Scene) -> Result<()> {
+    let used = scene.client.stats(&workspace(), Slot::Dev).await?.disk;
+    let room = 256 << 20;
+    scene
+        .limit(LimitsPatch {
+            disk: Some(used + room),
+            ..LimitsPatch::default()
+        })
+        .await?;
+    let filled = exec(&scene.client, Slot::Dev, "head -c 2G /dev/zero > ~/big").await?;
+    ensure!(filled.exit.exit_code != 0, "2 GB went into {room} bytes");
+    ensure!(
+        filled.stderr.contains("No space left") || filled.stderr.contains("quota"),
+        "{}",
+        filled.stderr
+    );
+    // Live has a volume of its own, and the database a disk of its own.
+    run(
+        &scene.client,
+        Slot::Live,
+        "head -c 64M /dev/zero > ~/fine && sync ~/fine && rm ~/fine",
+    )
+    .await?;
+    scene
+        .limit(LimitsPatch {
+            disk: Some(20 << 30),
+            ..LimitsPatch::default()
+        })
+        .await?;
+    run(
+        &scene.client,
+        Slot::Dev,
+        "rm ~/big && echo there is room again > ~/small",
+    )
+    .await?;
+    Ok(())
+}
+
+async fn a_flooded_log_is_bounded(scene: &Scene) -> Result<()> {
+    let live = scene.app().await?;
+    let mut load = scene.load(live["mark"].as_str().unwrap_or_default());
+    let flood = "yes 'a line for the log of this sandbox, and nothing of interest in it' | head -c 300M";
+    // To the container's own output, which only root in the sandbox may write to.
+    exec(
+        &scene.client,
+        Slot::Dev,
+        &format!("sudo sh -c \"{flood} > /proc/1/fd/1\""),
+    )
+    .await?;
+    load.answers(5).await?;
+    eprintln!("{:?}", load.finish().await?);
+    let id = scene
+        .instance
+        .container(scene.slot(Slot::Dev).await?.sandbox.as_str())
+        .await?;
+    let inspected = scene.instance.podman("GET", &format!("/containers/{id}/json")).await?;
+    let inspected: Value = serde_json::from_str(&inspected.body)?;
+    let path = inspected["HostConfig"]["LogConfig"]["Path"]
+        .as_str()
+        .context("the container has no log")?;
+    let size = std::fs::metadata(path).with_context(|| path.to_owned())?.len();
+    ensure!(size < 64 << 20, "the log grew to {size} bytes");
+    let logs = scene.client.logs(&workspace(), Slot::Dev, 10).await?;
+    ensure!(logs.items.len() <= 10, "the log's end has {} lines", logs.items.len());
+    Ok(())
+}
