@@ -24,7 +24,9 @@ use crate::wire::Wire;
 /// A first start makes the user's own copy of the default release.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// For a quiet machine, in all rounds together.
-const QUIET_WITHIN: Duration = Duration::from_secs(900);
+const QUIET_WITHIN: Duration = Duration::from_secs(600);
+/// And before one round.
+const QUIET_ONCE: Duration = Duration::from_secs(10);
 /// How long the machine is looked at.
 const LOOK: Duration = Duration::from_millis(300);
 /// The share of its processors' time that a quiet machine uses at most.
@@ -100,7 +102,7 @@ impl Stage {
         loop {
             let before = Work::now()?;
             tokio::time::sleep(LOOK).await;
-            if before.until(&Work::now()?) < BUSY || begun.elapsed() > self.patience {
+            if before.until(&Work::now()?) < BUSY || begun.elapsed() > self.patience.min(QUIET_ONCE) {
                 self.patience = self.patience.saturating_sub(begun.elapsed());
                 return Ok(());
             }

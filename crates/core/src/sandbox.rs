@@ -54,6 +54,9 @@ pub enum Observed {
     Ready {
         generation: u64,
         since: Timestamp,
+        /// Which start in a row this was; forgotten after [`STABLE_AFTER`].
+        #[serde(default)]
+        attempt: u32,
     },
     Paused {
         generation: u64,
@@ -63,6 +66,8 @@ pub enum Observed {
         generation: u64,
         since: Timestamp,
         reason: String,
+        #[serde(default)]
+        attempt: u32,
     },
     Stopping {
         generation: u64,
@@ -270,16 +275,46 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
             not_before: now,
             because,
         },
-        (S::Starting { generation, .. }, Event::AgentReady { .. }) => S::Ready { generation, since: now },
+        (
+            S::Starting {
+                generation, attempt, ..
+            },
+            Event::AgentReady { .. },
+        ) => S::Ready {
+            generation,
+            since: now,
+            attempt,
+        },
         (state, Event::Exited { exit, reason, .. }) => ended(state, exit, reason, now),
-        (S::Ready { generation, .. }, Event::ProbeFailed { reason }) => S::Unhealthy {
+        (
+            S::Ready {
+                generation,
+                since,
+                attempt,
+            },
+            Event::ProbeFailed { reason },
+        ) => S::Unhealthy {
             generation,
             since: now,
             reason,
+            attempt: counted(attempt, since, now),
         },
-        (S::Unhealthy { generation, .. }, Event::ProbeOk) => S::Ready { generation, since: now },
+        (
+            S::Unhealthy {
+                generation, attempt, ..
+            },
+            Event::ProbeOk,
+        ) => S::Ready {
+            generation,
+            since: now,
+            attempt,
+        },
         (S::Ready { generation, .. }, Event::Paused) => S::Paused { generation, since: now },
-        (S::Paused { generation, .. }, Event::Thawed) => S::Ready { generation, since: now },
+        (S::Paused { generation, .. }, Event::Thawed) => S::Ready {
+            generation,
+            since: now,
+            attempt: 0,
+        },
         (
             S::Starting { generation, .. }
             | S::Ready { generation, .. }
@@ -316,16 +351,26 @@ fn ended(state: Observed, exit: Exit, reason: String, now: Timestamp) -> Observe
         S::Starting {
             generation, attempt, ..
         } => again(generation, attempt, reason, now),
-        S::Ready { generation, since } | S::Unhealthy { generation, since, .. } => {
-            let earned = now.duration_since(since).unsigned_abs() >= STABLE_AFTER;
-            again(generation, if earned { 0 } else { 1 }, reason, now)
-        }
+        S::Ready {
+            generation,
+            since,
+            attempt,
+        } => again(generation, counted(attempt, since, now), reason, now),
+        S::Unhealthy {
+            generation, attempt, ..
+        } => again(generation, attempt, reason, now),
         S::Paused { .. } | S::Stopping { .. } => S::Stopped {
             exit: Some(exit),
             since: now,
         },
         rest => rest,
     }
+}
+
+/// How many starts in a row still count for a sandbox that has been ready for so long.
+fn counted(attempt: u32, ready_since: Timestamp, now: Timestamp) -> u32 {
+    let earned = now.duration_since(ready_since).unsigned_abs() >= STABLE_AFTER;
+    if earned { 0 } else { attempt }
 }
 
 fn starting(generation: u64, attempt: u32, because: Option<String>, now: Timestamp) -> Observed {

@@ -214,6 +214,41 @@ fn a_sandbox_that_dies_at_every_start_is_left_failed_after_the_budget() {
     panic!("it was started {} times", world.given.len());
 }
 
+/// Starts it and lets it die when it was ready for so long, until it is left failed or 20 times; how often it started.
+fn starts_of_one_that_dies_after(ready: SignedDuration) -> usize {
+    let mut world = World::new();
+    world.happen(Happening::Want(Desired::Running));
+    while world.given.len() < 20 {
+        match next_action(world.desired, &world.state, world.started, world.now) {
+            Some(Action::Wait(until)) if !world.started => world.now = until,
+            _ => while world.step() {},
+        }
+        if let Observed::Failed { .. } = world.state {
+            break;
+        }
+        if world.started {
+            world.happen(Happening::AgentReady);
+            world.now = world.now.checked_add(ready).unwrap();
+            world.happen(Happening::ProbeFailed);
+            world.exit(false);
+        }
+    }
+    world.given.len()
+}
+
+#[test]
+fn a_sandbox_that_dies_soon_after_it_was_ready_is_left_failed_too() {
+    assert_eq!(
+        starts_of_one_that_dies_after(SignedDuration::from_secs(5)),
+        ATTEMPTS as usize
+    );
+}
+
+#[test]
+fn a_sandbox_that_was_ready_for_a_minute_has_its_attempts_back() {
+    assert_eq!(starts_of_one_that_dies_after(SignedDuration::from_secs(60)), 20);
+}
+
 #[test]
 fn an_agent_that_never_answers_is_stopped_at_its_deadline() {
     let mut world = World::new();

@@ -344,6 +344,15 @@ impl Auth {
         }
     }
 
+    /// For what cannot be undone: a person at a browser proves presence anew. A token was made with such a proof, and
+    /// its scopes say what it may do.
+    pub fn confirm(&self, caller: &Caller) -> ApiResult<()> {
+        match &caller.by {
+            Credential::Session(_) => self.fresh(caller).map(drop),
+            Credential::Token(_) => Ok(()),
+        }
+    }
+
     fn limit_starts(&self, peer: PeerAddr) -> ApiResult<()> {
         self.0.starts.take(peer.0, self.now()).map_err(ApiError::too_many)
     }

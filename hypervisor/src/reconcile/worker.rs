@@ -163,7 +163,6 @@ impl Worker {
     async fn desire(&mut self, desired: Desired, audit: Option<AuditEvent>) -> choir_store::Result<()> {
         self.fleet.services.store.set_desired(&self.id, desired, audit).await?;
         self.desired = desired;
-        self.publish();
         match (desired, &self.observed) {
             (Desired::Running, Observed::Paused { .. }) => self.thaw(),
             // A person who asks does not wait for the back-off of earlier failures.
@@ -178,6 +177,8 @@ impl Worker {
             }
             _ => {}
         }
+        // Not before: whoever waits for a start must not see the failure before it.
+        self.publish();
         Ok(())
     }
 

@@ -92,6 +92,7 @@ async fn change(
 
 async fn remove(State(app): State<Arc<App>>, caller: Caller, Path(ws): Path<String>) -> ApiResult<StatusCode> {
     let view = app.workspace(&caller.user, &ws).await?;
+    app.auth.confirm(&caller)?;
     app.delete_workspace(&view).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -1,6 +1,7 @@
 //! The agent as it runs in a container: PID 1 in namespaces of its own, with identities. Needs root; without it, or
 //! without namespaces, these say so and do nothing.
 
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -31,7 +32,7 @@ async fn sandbox() -> Option<(Sandbox, Link)> {
     ];
     let possible = Command::new("unshare").args(flags).arg("true").output();
     if !possible.is_ok_and(|o| o.status.success()) {
-        eprintln!("skipped: this needs root and namespaces");
+        skipped("this needs root and namespaces");
         return None;
     }
     let mut sandbox = Sandbox::start_with(libc::SIGKILL, |dir| {
@@ -42,6 +43,20 @@ async fn sandbox() -> Option<(Sandbox, Link)> {
     });
     let link = sandbox.welcome(config()).await;
     Some((sandbox, link))
+}
+
+/// Says so, and adds it to the list that `cargo xtask test` prints at its end.
+fn skipped(reason: &str) {
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    eprintln!("skipped: {test}: {reason}");
+    if let Some(path) = std::env::var_os("CHOIR_SKIP_LOG") {
+        let mut log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap();
+        writeln!(log, "{test}: {reason}").unwrap();
+    }
 }
 
 /// PID 1, seen from here.

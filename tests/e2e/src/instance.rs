@@ -34,15 +34,27 @@ impl Instance {
             origin: Url::parse("http://localhost")?,
         };
         instance.install_programs()?;
-        let mut up = instance.xtask("up");
-        up.args(["--port", "0", "--prepared", "--detach"]);
+        instance.start(egress_allow)?;
+        Ok(instance)
+    }
+
+    /// Stops everything and starts it again at the same address, with other exceptions for sandboxes.
+    pub fn restart(&mut self, egress_allow: &[String]) -> Result<()> {
+        run(&mut self.xtask("down"))?;
+        self.start(egress_allow)
+    }
+
+    fn start(&mut self, egress_allow: &[String]) -> Result<()> {
+        let port = self.origin.port().unwrap_or(0);
+        let mut up = self.xtask("up");
+        up.args(["--prepared", "--detach", "--port", &port.to_string()]);
         for network in egress_allow {
             up.args(["--egress-allow", network]);
         }
         run(&mut up)?;
-        let address = fs::read_to_string(instance.path("run/address"))?;
-        instance.origin = Url::parse(address.trim()).context("`up` wrote no address")?;
-        Ok(instance)
+        let address = fs::read_to_string(self.path("run/address"))?;
+        self.origin = Url::parse(address.trim()).context("`up` wrote no address")?;
+        Ok(())
     }
 
     /// The control host's address.

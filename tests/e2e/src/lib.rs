@@ -5,6 +5,7 @@ pub mod browser;
 pub mod http;
 pub mod instance;
 pub mod load;
+pub mod neighbour;
 pub mod page;
 pub mod person;
 pub mod recorder;

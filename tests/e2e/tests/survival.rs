@@ -243,6 +243,12 @@ async fn a_fork_bomb_hurts_nobody_else(scene: &Scene) -> Result<()> {
             ..LimitsPatch::default()
         })
         .await?;
+    until("dev's limit of processes to hold", async || {
+        let limits = "cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max";
+        let seen = exec(&scene.client, Slot::Dev, limits).await?.stdout;
+        Ok((seen.trim() == "200").then_some(()))
+    })
+    .await?;
     let live = scene.app().await?;
     let mut load = scene.load(live["mark"].as_str().unwrap_or_default());
     let bomb = "timeout -s KILL 4 bash -c 'bomb() { bomb | bomb & }; bomb; wait; sleep 4' >/dev/null 2>&1 &";
@@ -265,6 +271,11 @@ async fn a_full_disk_hurts_nobody_else(scene: &Scene) -> Result<()> {
             ..LimitsPatch::default()
         })
         .await?;
+    until("dev's disk limit to hold", async || {
+        let limit = scene.client.stats(&workspace(), Slot::Dev).await?.disk_limit;
+        Ok((limit == Some(used + room)).then_some(()))
+    })
+    .await?;
     let filled = exec(&scene.client, Slot::Dev, "head -c 2G /dev/zero > ~/big").await?;
     ensure!(filled.exit.exit_code != 0, "2 GB went into {room} bytes");
     ensure!(
@@ -299,7 +310,7 @@ async fn a_flooded_log_is_bounded(scene: &Scene) -> Result<()> {
     let mut load = scene.load(live["mark"].as_str().unwrap_or_default());
     let flood = "yes 'a line for the log of this sandbox, and nothing of interest in it' | head -c 300M";
     // To the container's own output, which only root in the sandbox may write to.
-    exec(
+    run(
         &scene.client,
         Slot::Dev,
         &format!("sudo sh -c \"{flood} > /proc/1/fd/1\""),

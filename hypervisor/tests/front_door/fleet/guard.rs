@@ -6,7 +6,7 @@ use choir_hypervisor::auth::{Access, Route};
 use choir_hypervisor::router::tables;
 
 use super::Box;
-use crate::support::{Answer, ORIGIN, send};
+use crate::support::{Answer, Browser, ORIGIN, send};
 
 /// Routes that answer strangers. A new one fails the test until it is listed here on purpose.
 const FOR_STRANGERS: &[&str] = &[
@@ -141,4 +141,75 @@ async fn no_route_that_changes_something_takes_what_another_site_can_send() {
         }
     }
     assert!(checked > 100, "the tables name only {checked} cases");
+}
+
+#[tokio::test]
+async fn what_concerns_the_whole_box_is_for_admins() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let mut eve = start.member(&mut ada, "eve").await;
+    let mut checked = 0;
+    for route in routes().filter(|route| route.access == Access::Admin) {
+        let ask = async |browser: &mut Browser| {
+            let body = (method(route) != "GET").then(|| serde_json::json!({}));
+            browser.fetch(method(route).parse().unwrap(), &path(route), body).await
+        };
+        ask(&mut eve).await.refused(StatusCode::FORBIDDEN, "admin_only");
+        assert_ne!(
+            ask(&mut ada).await.status,
+            StatusCode::FORBIDDEN,
+            "{} {}",
+            route.method,
+            route.path
+        );
+        checked += 1;
+    }
+    assert!(checked >= 7, "the tables name only {checked} admin routes");
+}
+
+#[tokio::test]
+async fn no_get_of_the_control_host_changes_anything() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    super::workspace(&mut ada).await;
+    // Volumes are made in the background, which writes; the state to compare comes after that.
+    for id in super::shown(&mut ada).await["slots"].as_object().unwrap().values() {
+        let handle = start
+            .app
+            .fleet
+            .handle(&id["sandbox"].as_str().unwrap().parse().unwrap())
+            .unwrap();
+        handle
+            .settle(std::time::Duration::from_secs(20), |s| s.observed.name() == "stopped")
+            .await;
+    }
+    let state = async |ada: &mut Browser| {
+        let mut all = Vec::new();
+        for path in [
+            "/api/workspaces",
+            "/me/sessions",
+            "/me/passkeys",
+            "/me/tokens",
+            "/admin/users",
+            "/admin/invites",
+        ] {
+            all.push(ada.get(path).await.expect(StatusCode::OK));
+        }
+        let audit = ada.get("/me/audit").await.expect(StatusCode::OK)["items"]
+            .as_array()
+            .map(Vec::len);
+        (all, audit)
+    };
+    let before = state(&mut ada).await;
+    let session = ada.session();
+    for route in routes().filter(|route| route.method == "GET") {
+        ada.open(&path(route)).await;
+    }
+    assert_eq!(ada.session(), session);
+    assert_eq!(state(&mut ada).await, before);
+    // The control: a change is noticed by the same comparison.
+    ada.post("/api/workspaces", serde_json::json!({"name": "other"}))
+        .await
+        .expect(StatusCode::CREATED);
+    assert_ne!(state(&mut ada).await, before);
 }

@@ -110,6 +110,80 @@ async fn a_sandbox_that_dies_comes_back_by_itself() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_ran_out_of_memory_says_so() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    let handle = start.app.fleet.handle(&live).unwrap();
+    let first = Generation {
+        sandbox: live,
+        number: 1,
+    };
+    let (status, ()) = tokio::join!(
+        handle.settle(SOON, |s| matches!(s.observed, Observed::Starting { .. })),
+        start.world.exit(
+            &first,
+            Exit {
+                code: 137,
+                oom_killed: true
+            }
+        ),
+    );
+    assert!(
+        status.observed.reason().unwrap_or_default().contains("out of memory"),
+        "{status:?}"
+    );
+    let audit = ada.get("/me/audit?action=sandbox.exited").await.expect(StatusCode::OK);
+    assert_eq!(audit["items"][0]["outcome"], "out_of_memory");
+}
+
+#[tokio::test]
+async fn a_start_that_hangs_holds_nobody_else_up() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [_, dev] = workspace(&mut ada).await;
+    start.world.fail_next(&dev, Fault::Hang);
+    ada.post("/api/workspaces/main/slots/dev/start", json!({}))
+        .await
+        .expect(StatusCode::ACCEPTED);
+    assert_eq!(change(&mut ada, Slot::Live, "start").await["state"], "ready");
+    assert_eq!(shown(&mut ada).await["slots"]["dev"]["state"], "starting");
+}
+
+#[tokio::test]
+async fn running_programs_keep_a_sandbox_awake() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, dev] = workspace(&mut ada).await;
+    let settings = json!({"idle_pause_s": 1, "idle_stop_s": 2});
+    ada.fetch(axum::http::Method::PATCH, "/api/workspaces/main", Some(settings))
+        .await
+        .expect(StatusCode::OK);
+    change(&mut ada, Slot::Live, "start").await;
+    start
+        .sim
+        .activity(
+            &Generation {
+                sandbox: live.clone(),
+                number: 1,
+            },
+            1,
+            0,
+        )
+        .await;
+    change(&mut ada, Slot::Dev, "start").await;
+    // The control: without a task the other sandbox falls asleep, after the same settings.
+    let dev = start.app.fleet.handle(&dev).unwrap();
+    let status = dev
+        .settle(SOON, |s| matches!(s.observed, Observed::Stopped { .. }))
+        .await;
+    assert!(matches!(status.observed, Observed::Stopped { .. }), "{status:?}");
+    let live = start.app.fleet.handle(&live).unwrap();
+    assert!(live.ready().is_some(), "{:?}", live.status.borrow());
+}
+
+#[tokio::test]
 async fn a_sandbox_that_cannot_be_created_says_why() {
     let start = Box::new().await;
     let mut ada = start.ada().await;

@@ -162,3 +162,30 @@ async fn a_swap_that_a_crash_cut_short_is_undone_before_the_switch() {
     assert_eq!((sandbox(&after, Slot::Live), sandbox(&after, Slot::Dev)), (live, dev));
     assert_eq!(swap(&mut ada).await["step"], "succeeded", "nothing stays open");
 }
+
+#[tokio::test]
+async fn a_swap_that_a_crash_cut_short_is_finished_after_the_switch() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, dev] = workspace(&mut ada).await;
+    let view = start.app.store.all_workspaces().await.unwrap().remove(0);
+    let id = choir_core::DeploymentId::from_random([8; 16]);
+    let kind = choir_core::deployment::Kind::Swap;
+    let audit = start.app.event(&view, "workspace.swap");
+    start
+        .app
+        .store
+        .begin_deployment(id.clone(), &view.workspace.id, kind, None, audit.clone())
+        .await
+        .unwrap();
+    start.app.store.switch(&id, Vec::new(), audit).await.unwrap();
+    let again = start.restarted().await;
+    ada.router = again.router.clone();
+    let ended = ada
+        .get(&format!("/api/workspaces/main/deployments/{id}"))
+        .await
+        .expect(StatusCode::OK);
+    assert_eq!(ended["step"], "succeeded");
+    let after = shown(&mut ada).await;
+    assert_eq!((sandbox(&after, Slot::Live), sandbox(&after, Slot::Dev)), (dev, live));
+}

@@ -1,0 +1,194 @@
+//! A developer's first hour in a sandbox: what is installed and built there works, and stays over stop, start and swap.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, ToSocketAddrs as _};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use choir_api::client::{Client, SlotVerb};
+use choir_core::Slot;
+use choir_e2e::browser::Browser;
+use choir_e2e::instance::Instance;
+use choir_e2e::neighbour::Neighbour;
+use choir_e2e::person::{self, exec, run, workspace};
+use choir_e2e::skip;
+use choir_e2e::waiting::{PATIENCE, step, until};
+
+/// How each tool names the servers it would ask, on a machine that may know other ones than the tool's makers.
+const SERVERS: [&str; 4] = [
+    "apt-get update --print-uris",
+    "npm config get registry",
+    "pip config list; python3 -c 'from pip._internal.models.index import PyPI as it; \
+     print(it.simple_url, \"https://\" + it.file_storage_domain)'",
+    // Cargo says it only to who debugs it.
+    "cd $(mktemp -d) && cargo init -q --name a && echo 'itoa = \"1\"' >> Cargo.toml; \
+     CARGO_HTTP_DEBUG=true CARGO_LOG=network=debug cargo fetch 2>&1 | sed -n 's|.*CONNECT |https://|p'",
+];
+
+#[tokio::test]
+async fn packages_install_inside_a_sandbox_and_stay_over_stop_start_and_swap() -> Result<()> {
+    if skip::cannot_run("packages") {
+        return Ok(());
+    }
+    let repository = tempfile::tempdir()?;
+    make_repository(repository.path())?;
+    let neighbour = Neighbour::serve(repository.path()).await?;
+    let mut instance = Instance::up(&[])?;
+    let client = sign_in(&instance).await?;
+    client.create_workspace(&workspace()).await?;
+    step("start dev", person::start(&client, Slot::Dev)).await?;
+    let mut allowed = step("find the registries", registries(&client)).await?;
+    allowed.push(format!("{}/32", neighbour.address));
+    step("down and up again", async { instance.restart(&allowed) }).await?;
+    // The client's old connection is found dead by being used.
+    until("the hypervisor to answer again", async || Ok(Some(client.alive().await?))).await?;
+
+    for slot in Slot::ALL {
+        step(&format!("start {slot}"), person::start(&client, slot)).await?;
+    }
+    step("git clone", clone(&client, &neighbour)).await?;
+    for (name, install, _) in KINDS {
+        step(name, run(&client, Slot::Dev, install)).await?;
+    }
+    step("everything works in dev", everything_works(&client, Slot::Dev)).await?;
+    for verb in [SlotVerb::Stop, SlotVerb::Start] {
+        step(verb.as_str(), client_ask(&client, verb)).await?;
+    }
+    step("everything works in dev after it", everything_works(&client, Slot::Dev)).await?;
+    client.swap(&workspace(), "swap", PATIENCE).await?;
+    step(
+        "everything works in live after a swap",
+        everything_works(&client, Slot::Live),
+    )
+    .await?;
+    let other = exec(&client, Slot::Dev, "command -v hello").await?;
+    ensure!(
+        other.exit.exit_code != 0,
+        "what was installed in one sandbox is in the other, too"
+    );
+    Ok(())
+}
+
+/// What is done once, and what shows that it is still there.
+const KINDS: [(&str, &str, &str); 4] = [
+    (
+        "apt",
+        "sudo apt-get -q update && sudo apt-get -qy install hello",
+        "hello",
+    ),
+    (
+        "pip",
+        "python3 -m venv ~/venv && ~/venv/bin/pip -q install six",
+        "~/venv/bin/python -c 'import six; print(six.__version__)'",
+    ),
+    (
+        "npm",
+        "mkdir ~/npm && cd ~/npm && npm install --no-progress is-number",
+        "cd ~/npm && node -e 'process.exit(require(\"is-number\")(1) ? 0 : 1)'",
+    ),
+    (
+        "cargo",
+        "cargo init -q --name a ~/cargo && cd ~/cargo && echo 'itoa = \"1\"' >> Cargo.toml && \
+         echo 'fn main() { println!(\"{}\", itoa::Buffer::new().format(7)) }' > src/main.rs && cargo build -q",
+        "test $(~/cargo/target/debug/a) = 7",
+    ),
+];
+
+async fn everything_works(client: &Client, slot: Slot) -> Result<()> {
+    for (name, _, shown) in KINDS {
+        run(client, slot, shown).await.context(name)?;
+    }
+    run(client, slot, "git -C ~/clone log --oneline").await?;
+    Ok(())
+}
+
+async fn client_ask(client: &Client, verb: SlotVerb) -> Result<()> {
+    let view = client.ask_slot(&workspace(), Slot::Dev, verb, PATIENCE).await?;
+    let wanted = if verb == SlotVerb::Stop { "stopped" } else { "ready" };
+    ensure!(view.state == wanted, "dev is {} ({:?})", view.state, view.reason);
+    Ok(())
+}
+
+async fn sign_in(instance: &Instance) -> Result<Client> {
+    let browser = Browser::start().await?;
+    let page = browser.page().await?;
+    person::register(&page, instance).await?;
+    person::token(&page, instance).await
+}
+
+/// The addresses of the servers that the tools in the sandbox ask, as this machine resolves them: they may be private.
+async fn registries(client: &Client) -> Result<Vec<String>> {
+    let mut hosts = BTreeSet::new();
+    for asked in SERVERS {
+        let told = exec(client, Slot::Dev, asked).await?;
+        let text = told.stdout + &told.stderr;
+        let found: Vec<_> = text.split("://").skip(1).filter_map(host).map(str::to_owned).collect();
+        ensure!(!found.is_empty(), "`{asked}` names no server: {text}");
+        hosts.extend(found);
+    }
+    let mut networks = BTreeSet::new();
+    for host in hosts {
+        let resolved = (host.as_str(), 443)
+            .to_socket_addrs()
+            .with_context(|| format!("{host} does not resolve"))?;
+        networks.extend(resolved.map(|it| match it.ip() {
+            IpAddr::V4(ip) => format!("{ip}/32"),
+            IpAddr::V6(ip) => format!("{ip}/128"),
+        }));
+    }
+    Ok(networks.into_iter().collect())
+}
+
+/// The host at the start of what follows a URL's scheme.
+fn host(rest: &str) -> Option<&str> {
+    let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || ".-".contains(c)));
+    Some(&rest[..end.unwrap_or(rest.len())]).filter(|host| host.contains('.'))
+}
+
+/// From another machine on a private network, which is allowed; this machine itself never is.
+async fn clone(client: &Client, neighbour: &Neighbour) -> Result<()> {
+    let Neighbour { address, ours, .. } = neighbour;
+    run(
+        client,
+        Slot::Dev,
+        &format!("git clone -q http://{address}/a.git ~/clone"),
+    )
+    .await?;
+    let read = run(client, Slot::Dev, "cat ~/clone/README").await?;
+    ensure!(read.trim() == "cloned", "the clone has `{read}`");
+    let own = exec(
+        client,
+        Slot::Dev,
+        &format!("curl -sS -o /dev/null -w '%{{http_code}}' http://{ours}/"),
+    )
+    .await?;
+    ensure!(
+        own.stdout == "403",
+        "a request to this machine itself was answered {} {}",
+        own.stdout,
+        own.stderr
+    );
+    Ok(())
+}
+
+/// A bare repository that a plain web server can serve.
+fn make_repository(directory: &Path) -> Result<()> {
+    let git = |at: &Path, arguments: &[&str]| -> Result<()> {
+        let mut command = Command::new("git");
+        command
+            .current_dir(at)
+            .args(["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]);
+        let output = command.args(arguments).output().context("cannot run git")?;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "git {}: {told}", arguments.join(" "));
+        Ok(())
+    };
+    let work = directory.join("work");
+    git(directory, &["init", "-q", "work"])?;
+    std::fs::write(work.join("README"), "cloned\n")?;
+    git(&work, &["add", "README"])?;
+    git(&work, &["commit", "-q", "-m", "first"])?;
+    git(directory, &["clone", "-q", "--bare", "work", "a.git"])?;
+    git(&directory.join("a.git"), &["update-server-info"])
+}
