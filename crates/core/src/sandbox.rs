@@ -258,12 +258,7 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
     let kept = state.clone();
     Ok(match (state, event) {
         (S::Creating { .. }, Event::Created) => S::Stopped { exit: None, since: now },
-        (S::Creating { .. }, Event::CreateFailed { reason }) => S::Failed {
-            reason,
-            since: now,
-            retry_at: Some(after(now, RETRY_FAILED)),
-            attempt: 0,
-        },
+        (S::Creating { .. }, Event::CreateFailed { reason }) => failed(reason, 0, now),
         (S::Failed { attempt, .. }, Event::StartAsked { generation }) => starting(generation, attempt + 1, None, now),
         (S::Stopped { .. } | S::Creating { .. }, Event::StartAsked { generation }) => {
             starting(generation, 1, None, now)
@@ -277,14 +272,10 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
         },
         (
             S::Starting {
-                generation, attempt, ..
+                generation: g, attempt, ..
             },
             Event::AgentReady { .. },
-        ) => S::Ready {
-            generation,
-            since: now,
-            attempt,
-        },
+        ) => ready(g, attempt, now),
         (state, Event::Exited { exit, reason, .. }) => ended(state, exit, reason, now),
         (
             S::Ready {
@@ -301,20 +292,12 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
         },
         (
             S::Unhealthy {
-                generation, attempt, ..
+                generation: g, attempt, ..
             },
             Event::ProbeOk,
-        ) => S::Ready {
-            generation,
-            since: now,
-            attempt,
-        },
+        ) => ready(g, attempt, now),
         (S::Ready { generation, .. }, Event::Paused) => S::Paused { generation, since: now },
-        (S::Paused { generation, .. }, Event::Thawed) => S::Ready {
-            generation,
-            since: now,
-            attempt: 0,
-        },
+        (S::Paused { generation, .. }, Event::Thawed) => ready(generation, 0, now),
         (
             S::Starting { generation, .. }
             | S::Ready { generation, .. }
@@ -367,6 +350,23 @@ fn ended(state: Observed, exit: Exit, reason: String, now: Timestamp) -> Observe
     }
 }
 
+fn failed(reason: String, attempt: u32, now: Timestamp) -> Observed {
+    Observed::Failed {
+        reason,
+        since: now,
+        retry_at: Some(after(now, RETRY_FAILED)),
+        attempt,
+    }
+}
+
+fn ready(generation: u64, attempt: u32, now: Timestamp) -> Observed {
+    Observed::Ready {
+        generation,
+        since: now,
+        attempt,
+    }
+}
+
 /// How many starts in a row still count for a sandbox that has been ready for so long.
 fn counted(attempt: u32, ready_since: Timestamp, now: Timestamp) -> u32 {
     let earned = now.duration_since(ready_since).unsigned_abs() >= STABLE_AFTER;
@@ -386,12 +386,7 @@ fn starting(generation: u64, attempt: u32, because: Option<String>, now: Timesta
 /// The next attempt after a generation ended by itself, or `Failed` when the budget is spent.
 fn again(generation: u64, attempt: u32, reason: String, now: Timestamp) -> Observed {
     if attempt >= ATTEMPTS {
-        Observed::Failed {
-            reason,
-            since: now,
-            retry_at: Some(after(now, RETRY_FAILED)),
-            attempt: ATTEMPTS - 1,
-        }
+        failed(reason, ATTEMPTS - 1, now)
     } else {
         // The number stays until `StartAsked` names the next generation.
         starting(generation, attempt + 1, Some(reason), now)

@@ -42,7 +42,10 @@ async fn packages_install_inside_a_sandbox_and_stay_over_stop_start_and_swap() -
     allowed.push(format!("{}/32", neighbour.address));
     step("down and up again", async { instance.restart(&allowed) }).await?;
     // The client's old connection is found dead by being used.
-    until("the hypervisor to answer again", async || Ok(Some(client.alive().await?))).await?;
+    until("the hypervisor to answer again", async || {
+        Ok(Some(client.alive().await?))
+    })
+    .await?;
 
     for slot in Slot::ALL {
         step(&format!("start {slot}"), person::start(&client, slot)).await?;
