@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -16,6 +16,8 @@ use crate::up::{mounts, podman, supervise};
 
 /// Longer than `up` itself takes to stop three programs in order.
 const GRACE: Duration = Duration::from_secs(100);
+/// How long the monitors of removed containers may take.
+const CLEAN_UP: Duration = Duration::from_secs(20);
 
 #[derive(Args)]
 pub struct Options {
@@ -57,8 +59,19 @@ fn remove_containers(data: &DataDir) -> Result<()> {
         0 => {}
         number => println!("==> removed {number} containers"),
     }
-    // Podman keeps a mount of its own here, which would pin the file system below.
     let storage = data.podman().join("storage");
+    // Each container's monitor runs a clean-up of its own afterwards, which mounts the storage again.
+    let begun = Instant::now();
+    loop {
+        let left = Handle::with_argument(&storage);
+        if left.is_empty() || begun.elapsed() > CLEAN_UP {
+            break;
+        }
+        for process in left {
+            process.wait(CLEAN_UP.saturating_sub(begun.elapsed()));
+        }
+    }
+    // Podman keeps a mount of its own here, which would pin the file system below.
     for directory in [storage.join("overlay"), data.podman_run()] {
         let _not_mounted = command::capture(std::process::Command::new("umount").arg(directory));
     }

@@ -35,6 +35,23 @@ impl Handle {
         (start_time(pid)? == started && !handle.wait(Duration::ZERO)).then_some(handle)
     }
 
+    /// The living processes, other than ourselves, with this path as an argument.
+    pub fn with_argument(path: &Path) -> Vec<Self> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+        pids.filter(|pid| *pid != rustix::process::getpid())
+            .filter_map(|pid| {
+                // Pinned first: the arguments read then are those of what is pinned.
+                let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+                let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
+                let mut arguments = line.split(|byte| *byte == 0);
+                arguments
+                    .any(|argument| argument == path.as_os_str().as_encoded_bytes())
+                    .then_some(Self { descriptor, pid })
+            })
+            .collect()
+    }
+
     /// Writes pid and start time (clock ticks since boot), one a line.
     pub fn write_file(&self, path: &Path) -> Result<()> {
         let started = start_time(self.pid).with_context(|| format!("process {} ended at once", self.pid))?;

@@ -442,6 +442,10 @@ impl Worker {
     }
 
     fn apply_limits(&mut self) {
+        // The volume is made with the limits of that moment.
+        if matches!(self.observed, Observed::Creating { .. }) {
+            return;
+        }
         let generation = self
             .observed
             .generation()

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -25,7 +26,7 @@ use crate::page::Page;
 use crate::waiting::PATIENCE;
 
 /// Tests run as root, without a display and without the internet.
-const FLAGS: [&str; 10] = [
+const FLAGS: [&str; 11] = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -34,6 +35,7 @@ const FLAGS: [&str; 10] = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-breakpad",
     "--no-proxy-server",
     "--remote-debugging-port=0",
 ];
@@ -41,8 +43,8 @@ const FLAGS: [&str; 10] = [
 /// A browser with a profile of its own; dropping it ends it.
 pub struct Browser {
     calls: Calls,
-    _process: Child,
-    _profile: TempDir,
+    process: Child,
+    profile: TempDir,
 }
 
 impl Browser {
@@ -55,7 +57,7 @@ impl Browser {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
+            .process_group(0)
             .spawn()
             .context("cannot start chromium")?;
         let stderr = process.stderr.take().context("chromium has no stderr")?;
@@ -64,8 +66,8 @@ impl Browser {
             .context("chromium did not say its address")??;
         Ok(Self {
             calls: Calls::connect(&address).await?,
-            _process: process,
-            _profile: profile,
+            process,
+            profile,
         })
     }
 
@@ -106,6 +108,23 @@ impl Browser {
             }
         }
         Ok(shown)
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let group = self.process.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        if let Some(group) = group {
+            // A browser that ended by itself is fine, too.
+            let _gone = kill_process_group(group, Signal::KILL);
+            let _gone = waitpid(Some(group), WaitOptions::empty());
+        }
+        // Its helpers end by themselves, and may write until then.
+        for _ in 0..100 {
+            if std::fs::remove_dir_all(self.profile.path()).is_ok() {
+                return;
+            }
+        }
     }
 }
 
