@@ -16,7 +16,7 @@ const ROUNDS: usize = 10;
 const REST: Duration = Duration::from_secs(1);
 
 pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
-    let mut processes = vec![("hypervisor".to_owned(), stage.setup.hypervisor, 30.0)];
+    let mut processes = vec![("hypervisor".to_owned(), stage.setup.hypervisor()?, 30.0)];
     for slot in Slot::ALL {
         stage.change(slot, SlotVerb::Start, "ready").await?;
         let pid = podman::pid(&stage.setup.podman, &stage.container(slot).await?)?;

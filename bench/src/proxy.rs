@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::measure::{Bound, Outcome, Row, Series};
 use crate::peers::{COOKIE, LOAD, PROXY, Peers};
 use crate::podman::timed;
-use crate::stage::{Stage, pin};
+use crate::stage::Stage;
 
 const CONNECTIONS: usize = 64;
 const ROUNDS: usize = 9;
@@ -30,11 +30,11 @@ pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
         processors >= 2,
         "this benchmark needs two processors: one for the proxy, one for the load"
     );
+    stage.restart_hypervisor(&[PROXY]).await?;
     stage.start_app().await?;
     let peers = Peers::start(&stage.setup, stage.scratch.path()).await?;
     let script = stage.scratch.path().join("wrk.lua");
     fs::write(&script, SCRIPT)?;
-    pin(stage.setup.hypervisor, &[PROXY])?;
     stage.pin_app(&[LOAD]).await?;
     let mut all = contenders(stage, &peers)?;
     let seconds = if stage.quick { 1 } else { 2 };
@@ -49,7 +49,7 @@ pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
             contender.p99.round([p99]);
         }
     }
-    pin(stage.setup.hypervisor, &(0..processors).collect::<Vec<_>>())?;
+    stage.restart_hypervisor(&(0..processors).collect::<Vec<_>>()).await?;
     Ok(outcome(name, &all))
 }
 

@@ -13,7 +13,9 @@ pub struct Setup {
     pub address: String,
     /// The invite of the claim link: the product has no user yet.
     pub invite: String,
-    pub hypervisor: u32,
+    /// The hypervisor's pid file, and that of the `up` which starts it again when it ends.
+    pub hypervisor: PathBuf,
+    pub up: PathBuf,
     pub volumes_socket: PathBuf,
     /// Where choir-volumes keeps its volumes.
     pub volumes: PathBuf,
@@ -50,8 +52,26 @@ pub struct About {
 }
 
 impl Setup {
+    /// The hypervisor's process now.
+    pub fn hypervisor(&self) -> Result<u32> {
+        pid(&self.hypervisor)
+    }
+
+    /// The process that keeps the hypervisor running.
+    pub fn up(&self) -> Result<u32> {
+        pid(&self.up)
+    }
+
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).context("the setup is not of this version; run `cargo xtask bench`")
     }
+}
+
+/// The first line of a pid file.
+fn pid(file: &Path) -> Result<u32> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let line = text.lines().next().unwrap_or_default();
+    line.parse()
+        .with_context(|| format!("{} names no process", file.display()))
 }

@@ -11,7 +11,7 @@ use choir_api::client::{Client, Credential, Sandbox, SlotVerb};
 use choir_api::sandbox::{Chunk, Command, CreateTask, ExecRequest, Stdin};
 use choir_api::workspaces::SlotView;
 use choir_core::{Generation, Name, Slot};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tempfile::TempDir;
 use url::Url;
@@ -194,6 +194,27 @@ impl Stage {
         self.proxied()
             .and_then(|mut wire| wire.get())
             .is_ok_and(|(status, _)| status == 200)
+    }
+
+    /// Starts the hypervisor again, bound to these processors from its beginning, as `taskset` does with a peer: it
+    /// has as many threads as it finds processors.
+    pub async fn restart_hypervisor(&self, processors: &[usize]) -> Result<()> {
+        let before = self.setup.hypervisor()?;
+        pin(self.setup.up()?, processors)?;
+        let pid = i32::try_from(before)
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("the pid file names no process")?;
+        kill_process(pid, Signal::TERM)?;
+        until("the hypervisor does not come back", async || {
+            let another = self.setup.hypervisor().is_ok_and(|pid| pid != before);
+            Ok(another && self.client.readiness().await.is_ok_and(|parts| parts.ready))
+        })
+        .await?;
+        for slot in Slot::ALL {
+            self.change(slot, SlotVerb::Start, "ready").await?;
+        }
+        Ok(())
     }
 
     /// Binds the app in live to these processors, and nothing else of the sandbox.

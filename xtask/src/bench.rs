@@ -13,7 +13,6 @@ use serde::Serialize;
 use crate::command;
 use crate::data::DataDir;
 use crate::packages::{self, Purpose};
-use crate::process::Handle;
 use crate::up::{mounts, podman};
 use crate::workspace::{Workspace, agent_target, cargo};
 
@@ -43,6 +42,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     remove(&data)?;
     let measured = ourselves(&["up", "--release", "--port", "0", "--detach", "--data"], &data)
         .and_then(|()| measure(options, &workspace, &out, &data, programs, node_proxy));
+    if measured.is_err() {
+        // Why it failed may be there only.
+        let log = out.join("up.log");
+        let _none = fs::copy(data.join("up.log"), &log);
+        eprintln!("the hypervisor's log is kept in {}", log.display());
+    }
     let removed = remove(&data);
     measured.and(removed).map(|()| ExitCode::SUCCESS)
 }
@@ -52,7 +57,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 struct Setup {
     address: String,
     invite: String,
-    hypervisor: i32,
+    hypervisor: PathBuf,
+    up: PathBuf,
     volumes_socket: PathBuf,
     volumes: PathBuf,
     podman: Program,
@@ -152,11 +158,11 @@ fn measure(
         .trim()
         .split_once("invite=")
         .context("the claim link has no invite")?;
-    let hypervisor = Handle::from_file(&data.pid_file("choir-hypervisor")).context("the hypervisor does not run")?;
     let setup = Setup {
         address: fs::read_to_string(data.address())?.trim().to_owned(),
         invite: invite.to_owned(),
-        hypervisor: hypervisor.pid.as_raw_nonzero().get(),
+        hypervisor: data.pid_file("choir-hypervisor"),
+        up: data.up_pid(),
         volumes_socket: data.volumes_socket(),
         volumes: data.volumes(),
         podman: program(&podman::command(&data)),

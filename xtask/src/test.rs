@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::packages::{self, Purpose};
-use crate::test::runner::{Counts, Runner};
+use crate::test::runner::{Counts, Runner, Selection};
 use crate::workspace::{Workspace, cargo};
 use crate::{binaries, command, image, tidy};
 
@@ -103,12 +103,12 @@ fn tests(options: &Options, workspace: &Workspace, report: &mut Report) -> Resul
         environment.push(("CHOIR_SLOW", "1".into()));
     }
     let runner = Runner::new(environment, options.slow);
-    let counts = report.phase("crates", || runner.run(&["--workspace", "--exclude", END_TO_END]))?;
+    let counts = report.phase("crates", || runner.run(Selection::AllBut(END_TO_END)))?;
     report.counts.add(&counts);
     if options.fast {
         report.skip(END_TO_END, "--fast leaves out Podman, browser and VM tests");
     } else {
-        let counts = report.phase("end to end", || runner.run(&["--package", END_TO_END]))?;
+        let counts = report.phase("end to end", || runner.run(Selection::Only(END_TO_END)))?;
         report.counts.add(&counts);
     }
     if !options.slow {

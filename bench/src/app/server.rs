@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener;
 use anyhow::{Context, Result, bail};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::echo;
@@ -38,7 +39,11 @@ pub fn run(addresses: &[&str], mut answer: impl FnMut(&[u8]) -> &'static [u8]) -
     let mut events = Vec::with_capacity(256);
     let mut buffer = vec![0; CHUNK];
     loop {
-        epoll::wait(&poll, spare_capacity(&mut events), None)?;
+        match epoll::wait(&poll, spare_capacity(&mut events), None) {
+            // Thawing a frozen process interrupts it.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
         for event in events.drain(..) {
             let key = event.data.u64();
             if let Some(listener) = listeners.get(&key) {
@@ -84,7 +89,7 @@ impl Connection {
         match rustix::io::read(&self.socket, &mut *buffer) {
             Ok(0) => return false,
             Ok(length) => self.unread.extend_from_slice(&buffer[..length]),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
+            Err(Errno::AGAIN | Errno::INTR) => return true,
             Err(_) => return false,
         }
         if self.websocket {

@@ -77,6 +77,32 @@ fn failed_in_nextest(line: &str) -> Option<&str> {
     ways.contains(&kind.trim()).then_some(name)
 }
 
+/// Which packages' tests to run.
+#[derive(Debug, Clone, Copy)]
+pub enum Selection<'a> {
+    AllBut(&'a str),
+    Only(&'a str),
+}
+
+impl Selection<'_> {
+    /// Always the whole workspace, of which the tests are chosen: a package built alone would resolve other features
+    /// and be compiled anew, with everything it needs.
+    fn nextest(self) -> [String; 3] {
+        let filter = match self {
+            Self::AllBut(package) => format!("not package(={package})"),
+            Self::Only(package) => format!("package(={package})"),
+        };
+        ["--workspace".into(), "--filterset".into(), filter]
+    }
+
+    fn cargo_test(self) -> Vec<String> {
+        match self {
+            Self::AllBut(package) => vec!["--workspace".into(), "--exclude".into(), package.into()],
+            Self::Only(package) => vec!["--package".into(), package.into()],
+        }
+    }
+}
+
 pub struct Runner {
     nextest: bool,
     slow: bool,
@@ -93,18 +119,18 @@ impl Runner {
         }
     }
 
-    /// Runs the tests of the packages that `selection` names; a failing test is no error here.
-    pub fn run(&self, selection: &[&str]) -> Result<Counts> {
+    /// Runs the selected tests; a failing test is no error here.
+    pub fn run(&self, selection: Selection<'_>) -> Result<Counts> {
         let mut command = cargo();
         if self.nextest {
             command
                 .args(["nextest", "run", "--no-fail-fast", "--no-tests=pass"])
-                .args(selection);
+                .args(selection.nextest());
             if self.slow {
                 command.args(["--run-ignored", "all"]);
             }
         } else {
-            command.args(["test", "--no-fail-fast"]).args(selection);
+            command.args(["test", "--no-fail-fast"]).args(selection.cargo_test());
             if self.slow {
                 command.args(["--", "--include-ignored"]);
             }
@@ -121,9 +147,7 @@ impl Runner {
         if !success && counts.failed == 0 {
             // It did not compile, or the runner itself broke.
             counts.failed = 1;
-            counts
-                .failures
-                .push(format!("tests of {}: see above", selection.join(" ")));
+            counts.failures.push(format!("tests of {selection:?}: see above"));
         }
         Ok(counts)
     }
