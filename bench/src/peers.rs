@@ -41,6 +41,8 @@ impl Drop for Running {
 /// All peers, and the ports where each is.
 pub struct Peers {
     pub nginx_auth: u16,
+    /// The same, with the check bound to the load's processor.
+    pub nginx_helped: u16,
     pub nginx_return: u16,
     pub caddy: u16,
     pub node: u16,
@@ -52,24 +54,31 @@ pub struct Peers {
 impl Peers {
     /// Starts them in `directory`, and waits until each answers.
     pub async fn start(setup: &Setup, directory: &Path) -> Result<Self> {
-        let [nginx_auth, nginx_return, caddy, node, node_api, app] = free_ports()?;
+        let [nginx_auth, nginx_helped, nginx_return, caddy, node, node_api, app] = free_ports()?;
         let at = |name: &str| directory.join(name).display().to_string();
-        fs::write(at("nginx.conf"), nginx(&at(""), [nginx_auth, nginx_return]))?;
+        fs::write(
+            at("nginx.conf"),
+            nginx(&at(""), [nginx_auth, nginx_helped, nginx_return]),
+        )?;
         fs::write(at("Caddyfile"), caddyfile(&at(""), caddy))?;
         let start = |processor: usize, program: &Path, arguments: &[&str]| {
             let log = File::options().create(true).append(true).open(at("peers.log"))?;
-            let mut command = Command::new("taskset");
-            command.arg("--cpu-list").arg(processor.to_string());
+            // They end with us even where we are killed.
+            let mut command = Command::new("setpriv");
+            command
+                .args(["--pdeathsig", "KILL", "taskset", "--cpu-list"])
+                .arg(processor.to_string());
             command.arg(program).args(arguments);
             command.env("GOMAXPROCS", "1").env("HOME", directory);
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             let child = command.spawn().context("cannot start a peer")?;
             anyhow::Ok(Running(child))
         };
-        let [socket, tcp, check] = [
+        let [socket, tcp, check, helper] = [
             format!("unix:{}", at("app.sock")),
             format!("tcp:127.0.0.1:{app}"),
             format!("unix:{}", at("check.sock")),
+            format!("unix:{}", at("helper.sock")),
         ];
         let hash = HEXLOWER.encode(&Sha256::digest(COOKIE.1));
         let ports = [format!("--port={node}"), format!("--api-port={node_api}")];
@@ -81,6 +90,7 @@ impl Peers {
         let running = vec![
             start(LOAD, &setup.app, &["serve", &socket, &tcp])?,
             start(PROXY, &setup.app, &["auth", &check, COOKIE.0, &hash])?,
+            start(LOAD, &setup.app, &["auth", &helper, COOKIE.0, &hash])?,
             start(
                 PROXY,
                 "nginx".as_ref(),
@@ -98,11 +108,12 @@ impl Peers {
             let answer = Wire::connect(*port, "localhost", Some(&cookie)).and_then(|mut wire| wire.get());
             answer.is_ok_and(|(status, _)| status == 200)
         };
-        let all = [app, nginx_auth, nginx_return, caddy, node];
+        let all = [app, nginx_auth, nginx_helped, nginx_return, caddy, node];
         let waited = until("not all peers answer", async || Ok(all.iter().all(answers))).await;
         waited.with_context(|| fs::read_to_string(at("peers.log")).unwrap_or_default())?;
         Ok(Self {
             nginx_auth,
+            nginx_helped,
             nginx_return,
             caddy,
             node,
@@ -124,8 +135,8 @@ fn free_ports<const N: usize>() -> Result<[u16; N]> {
     Ok(ports)
 }
 
-/// One worker; the first port asks the session check, the second a constant.
-fn nginx(directory: &str, [checked, constant]: [u16; 2]) -> String {
+/// One worker; the ports ask the check beside it, the check on the other processor, and a constant.
+fn nginx(directory: &str, [beside, helped, constant]: [u16; 3]) -> String {
     let server = |port: u16, check: &str| {
         format!(
             "server {{ listen 127.0.0.1:{port} backlog=4096;
@@ -133,20 +144,30 @@ fn nginx(directory: &str, [checked, constant]: [u16; 2]) -> String {
                location = /check {{ internal; {check} }} }}\n"
         )
     };
-    let ask = format!(
-        "proxy_pass http://check; proxy_pass_request_body off; {FORWARD} proxy_set_header Content-Length \"\";"
-    );
-    let (asking, constant) = (server(checked, &ask), server(constant, "return 204;"));
+    let ask = |check: &str| {
+        format!(
+            "proxy_pass http://{check}; proxy_pass_request_body off; {FORWARD} proxy_set_header Content-Length \"\";"
+        )
+    };
+    let servers = [
+        server(beside, &ask("check")),
+        server(helped, &ask("helper")),
+        server(constant, "return 204;"),
+    ]
+    .concat();
+    let upstreams = ["app", "check", "helper"]
+        .map(|name| {
+            let socket = format!("server unix:{directory}{name}.sock");
+            format!("upstream {name} {{ {socket}; keepalive 128; keepalive_requests 1000000000; }}\n")
+        })
+        .concat();
     let places = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|place| format!("{place}_temp_path {directory}{place};\n"))
         .concat();
     format!(
         "user root; daemon off; master_process off; worker_processes 1; pid {directory}nginx.pid;
          events {{ worker_connections 1024; }}
-         http {{ access_log off; keepalive_requests 1000000000; {places}
-         upstream app {{ server unix:{directory}app.sock; keepalive 128; keepalive_requests 1000000000; }}
-         upstream check {{ server unix:{directory}check.sock; keepalive 128; keepalive_requests 1000000000; }}
-         {asking} {constant} }}\n"
+         http {{ access_log off; keepalive_requests 1000000000; {places} {upstreams} {servers} }}\n"
     )
 }
 
