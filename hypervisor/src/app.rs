@@ -86,7 +86,7 @@ impl App {
         };
         self.table
             .publish(workspace.user_name.clone(), workspace.name.clone(), entry);
-        self.fleet.settings_changed(view).await;
+        self.fleet.policy_changed(view).await;
     }
 
     /// The port of a slot's app: the workspace's setting over the release's.

@@ -16,6 +16,8 @@ pub enum Effect {
     Pause(u64),
     Thaw(u64),
     Remove(u64),
+    /// With the generation that runs, if one does.
+    Limit(Option<u64>),
     Delete,
 }
 
@@ -27,6 +29,7 @@ pub enum Outcome {
     Paused(Result<(), String>),
     Thawed(Result<(), String>),
     Removed(Result<(), String>),
+    Limited(Result<(), String>),
     Deleted(Result<(), String>),
 }
 
@@ -46,6 +49,7 @@ pub async fn run(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, effec
         Effect::Pause(number) => Outcome::Paused(runtime.pause(&generation(number)).await.map_err(text)),
         Effect::Thaw(number) => Outcome::Thawed(runtime.unpause(&generation(number)).await.map_err(text)),
         Effect::Remove(number) => Outcome::Removed(runtime.remove(&generation(number)).await.map_err(text)),
+        Effect::Limit(number) => Outcome::Limited(limit(&fleet, &id, &workspace, number.map(generation)).await),
         Effect::Delete => Outcome::Deleted(delete(&fleet, &id).await),
     }
 }
@@ -114,30 +118,26 @@ async fn delete(fleet: &Fleet, id: &SandboxId) -> Result<(), String> {
     fleet.services.volumes.delete(id.as_str()).await.map_err(text)
 }
 
-/// Puts new limits into effect: on the disk always, on the container where one runs.
-pub async fn limit(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, generation: Option<u64>) {
-    let result = async {
-        let view = fleet.services.store.workspace(&workspace).await.map_err(text)?;
-        let sandbox = if view.live.id == id { &view.live } else { &view.dev };
-        let release = fleet.services.releases.config(&sandbox.release).await?;
-        let limits = launch::limits(&view, &fleet.services.config, &release);
-        fleet
-            .services
-            .volumes
-            .limit(id.as_str(), limits.disk)
-            .await
-            .map_err(text)?;
-        if let Some(number) = generation {
-            let generation = Generation {
-                sandbox: id.clone(),
-                number,
-            };
-            fleet.services.runtime.limit(&generation, &limits).await.map_err(text)?;
-        }
-        Ok::<(), String>(())
-    };
-    if let Err(reason) = result.await {
-        tracing::warn!(sandbox.id = %id, reason, "new limits take effect at the next start");
+/// Puts the limits of the database into effect: on the disk always, on the container where one runs.
+async fn limit(
+    fleet: &Fleet,
+    id: &SandboxId,
+    workspace: &WorkspaceId,
+    generation: Option<Generation>,
+) -> Result<(), String> {
+    let view = fleet.services.store.workspace(workspace).await.map_err(text)?;
+    let sandbox = if view.live.id == *id { &view.live } else { &view.dev };
+    let release = fleet.services.releases.config(&sandbox.release).await?;
+    let limits = launch::limits(&view, &fleet.services.config, &release);
+    fleet
+        .services
+        .volumes
+        .limit(id.as_str(), limits.disk)
+        .await
+        .map_err(text)?;
+    match generation {
+        Some(generation) => fleet.services.runtime.limit(&generation, &limits).await.map_err(text),
+        None => Ok(()),
     }
 }
 

@@ -277,6 +277,8 @@ impl Fleet {
                 started,
                 leftover,
                 permit,
+                // A crash may have come between the commit of new limits and their taking effect.
+                limits_stale: true,
             },
         );
     }
@@ -288,6 +290,7 @@ impl Fleet {
             started: false,
             leftover: None,
             permit: None,
+            limits_stale: false,
         };
         self.spawn(view, sandbox, present);
     }
@@ -331,6 +334,7 @@ impl Fleet {
             engaged: 0,
             restart: false,
             thaw_asked: false,
+            limits_stale: present.limits_stale,
         };
         tokio::spawn(worker.run());
     }
@@ -353,13 +357,22 @@ impl Fleet {
             .collect()
     }
 
-    /// Hands new settings to both sandboxes of a workspace.
-    pub async fn settings_changed(&self, view: &WorkspaceView) {
+    /// Hands the policy of their slots to both sandboxes of a workspace.
+    pub async fn policy_changed(&self, view: &WorkspaceView) {
         for slot in Slot::ALL {
             let sandbox = view.slot(slot);
             if let Some(handle) = self.handle(&sandbox.id) {
                 handle.policy.store(Arc::new(self.policy(view, sandbox)));
-                let _ = handle.inbox.send(Ask::Settings).await;
+                let _ = handle.inbox.send(Ask::Policy).await;
+            }
+        }
+    }
+
+    /// Has both sandboxes of a workspace take the limits that the database says by now.
+    pub async fn limits_changed(&self, view: &WorkspaceView) {
+        for slot in Slot::ALL {
+            if let Some(handle) = self.handle(&view.slot(slot).id) {
+                let _ = handle.inbox.send(Ask::Limits).await;
             }
         }
     }
@@ -467,4 +480,5 @@ struct Present {
     started: bool,
     leftover: Option<u64>,
     permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    limits_stale: bool,
 }

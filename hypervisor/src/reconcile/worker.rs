@@ -34,8 +34,10 @@ pub enum Ask {
     Restart(AuditEvent, oneshot::Sender<choir_store::Result<()>>),
     /// Freeze it now.
     Pause,
-    /// Settings changed: limits and policy are read anew.
-    Settings,
+    /// The policy changed: what idleness asks for is looked at anew.
+    Policy,
+    /// Limits changed in the database.
+    Limits,
     /// The database says that it should be deleted.
     Delete,
     Ready(u64),
@@ -75,6 +77,8 @@ pub struct Worker {
     pub restart: bool,
     /// A request came while the pause was under way.
     pub thaw_asked: bool,
+    /// Limits in the database may differ from those in force.
+    pub limits_stale: bool,
 }
 
 impl Worker {
@@ -115,7 +119,8 @@ impl Worker {
                 }
             }
             Ask::Pause => self.pause().await,
-            Ask::Settings => self.apply_limits(),
+            Ask::Policy => {}
+            Ask::Limits => self.limits_stale = true,
             Ask::Delete => {
                 self.desired = Desired::Deleted;
                 self.publish();
@@ -298,7 +303,10 @@ impl Worker {
             }
             Outcome::Removed(Ok(())) => self.leftover = None,
             Outcome::Removed(Err(reason)) => tracing::warn!(sandbox.id = %self.id, reason, "a container stays"),
-            Outcome::Paused(Ok(())) => {}
+            Outcome::Limited(Err(reason)) => {
+                tracing::warn!(sandbox.id = %self.id, reason, "new limits take effect at the next start");
+            }
+            Outcome::Limited(Ok(())) | Outcome::Paused(Ok(())) => {}
             Outcome::Paused(Err(reason)) => {
                 tracing::warn!(sandbox.id = %self.id, reason, "a sandbox could not be paused");
                 self.happened(Event::Thawed).await;
@@ -329,6 +337,12 @@ impl Worker {
             && !matches!(self.observed, Observed::Stopping { .. } | Observed::Deleting { .. })
         {
             self.begin(Effect::Remove(leftover));
+            return;
+        }
+        // A volume is made with the limits of that moment, and one that goes needs none.
+        let has_volume = !matches!(self.observed, Observed::Creating { .. } | Observed::Deleting { .. });
+        if has_volume && std::mem::take(&mut self.limits_stale) {
+            self.begin(Effect::Limit(self.observed.generation().filter(|_| self.started)));
             return;
         }
         match next_action(self.desired, &self.observed, self.started, now) {
@@ -439,23 +453,6 @@ impl Worker {
         if let Some(generation) = self.observed.generation() {
             self.begin(Effect::Pause(generation));
         }
-    }
-
-    fn apply_limits(&mut self) {
-        // The volume is made with the limits of that moment.
-        if matches!(self.observed, Observed::Creating { .. }) {
-            return;
-        }
-        let generation = self
-            .observed
-            .generation()
-            .filter(|_| matches!(self.observed, Observed::Ready { .. }));
-        tokio::spawn(effects::limit(
-            self.fleet.clone(),
-            self.id.clone(),
-            self.workspace.clone(),
-            generation,
-        ));
     }
 
     async fn happened(&mut self, event: Event) {

@@ -106,6 +106,9 @@ impl App {
             .patch_settings(&view.workspace.id, patch.clone(), audit)
             .await?;
         self.publish(&after).await;
+        if patch.limits.is_some() {
+            self.fleet.limits_changed(&after).await;
+        }
         for slot in Slot::ALL {
             if patch.awake.is_some_and(|awake| awake.get(slot) == Awake::Always) {
                 let handle = self.handle(&after, slot)?;

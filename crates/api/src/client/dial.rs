@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use url::Url;
 
-use super::{CONNECT_TIMEOUT, ClientError};
+use super::{CONNECT_TIMEOUT, ClientError, KEPT_IDLE};
 
 /// Bytes both ways, with or without TLS.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -39,6 +39,7 @@ pub(super) fn http(base: &Url, tls: &Arc<rustls::ClientConfig>) -> Result<reqwes
         .tls_backend_preconfigured(tls.as_ref().clone())
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(KEPT_IDLE)
         .user_agent(concat!("choir/", env!("CARGO_PKG_VERSION")))
         .dns_resolver(Loopback);
     if base.host_str().is_some_and(is_local) {

@@ -33,6 +33,8 @@ use crate::error::ErrorBody;
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shorter than the 10 s after which the hypervisor closes an idle connection, so that none is used as it closes.
+const KEPT_IDLE: Duration = Duration::from_secs(5);
 
 /// How long an answer may keep silent before its first byte, beyond what the caller asked the server to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use choir_core::sandbox::{Exit, Observed};
 use choir_core::{Generation, Slot};
 use choir_runtime::sim::Fault;
@@ -10,6 +10,7 @@ use choir_runtime::{Runtime, Seen};
 use serde_json::json;
 
 use super::{Box, change, shown, workspace};
+use crate::support::Browser;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -151,13 +152,64 @@ async fn a_start_that_hangs_holds_nobody_else_up() {
     assert_eq!(shown(&mut ada).await["slots"]["dev"]["state"], "starting");
 }
 
+/// Looks at a slot's figures until they show this limit of memory and of disk.
+async fn limited_to(browser: &mut Browser, slot: Slot, memory: u64, disk: u64) {
+    let path = format!("/api/workspaces/main/slots/{slot}/stats");
+    let shown = async {
+        loop {
+            let stats = browser.get(&path).await.expect(StatusCode::OK);
+            if stats["memory_limit"] == memory && stats["disk_limit"] == disk {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, shown).await.expect("the limits take effect");
+}
+
+#[tokio::test]
+async fn limits_change_while_it_runs_and_the_last_change_wins() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    for mib in [512u64, 768, 640] {
+        let limits = json!({"limits": {"memory": mib << 20, "disk": mib << 21}});
+        ada.fetch(Method::PATCH, "/api/workspaces/main", Some(limits))
+            .await
+            .expect(StatusCode::OK);
+    }
+    limited_to(&mut ada, Slot::Live, 640 << 20, 640 << 21).await;
+}
+
+#[tokio::test]
+async fn limits_that_a_crash_held_back_take_effect_with_the_next_hypervisor() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    let view = start.app.store.all_workspaces().await.unwrap().remove(0);
+    let patch = serde_json::from_value(json!({"limits": {"memory": 512 << 20, "disk": 1 << 30}})).unwrap();
+    // Committed, and nobody told: as if killed right after.
+    let event = start.app.event(&view, "workspace.change");
+    start
+        .app
+        .store
+        .patch_settings(&view.workspace.id, patch, event)
+        .await
+        .unwrap();
+    let again = start.restarted().await;
+    ada.router = again.router.clone();
+    limited_to(&mut ada, Slot::Live, 512 << 20, 1 << 30).await;
+}
+
 #[tokio::test]
 async fn running_programs_keep_a_sandbox_awake() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
     let [live, dev] = workspace(&mut ada).await;
     let settings = json!({"idle_pause_s": 1, "idle_stop_s": 2});
-    ada.fetch(axum::http::Method::PATCH, "/api/workspaces/main", Some(settings))
+    ada.fetch(Method::PATCH, "/api/workspaces/main", Some(settings))
         .await
         .expect(StatusCode::OK);
     change(&mut ada, Slot::Live, "start").await;
@@ -263,7 +315,7 @@ async fn an_idle_sandbox_is_paused_then_stopped_and_woken_by_a_request() {
     let mut ada = start.ada().await;
     let [live, _] = workspace(&mut ada).await;
     let settings = json!({"idle_pause_s": 1, "idle_stop_s": 3});
-    ada.fetch(axum::http::Method::PATCH, "/api/workspaces/main", Some(settings))
+    ada.fetch(Method::PATCH, "/api/workspaces/main", Some(settings))
         .await
         .expect(StatusCode::OK);
     change(&mut ada, Slot::Live, "start").await;
