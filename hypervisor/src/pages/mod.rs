@@ -42,7 +42,8 @@ pub struct Layout<'a> {
 }
 
 impl Layout<'_> {
-    /// The whole page. Content sits in `main`; scripts report in `#status` (polite) and `#error` (assertive).
+    /// The whole page. Content sits in `main`; scripts report in `#status` (polite) and `#error` (assertive). What a
+    /// script serves stays disabled until it listens: a form sent before would put its fields into the address.
     pub fn render(&self, content: &Markup) -> Html<String> {
         let page = html! {
             (DOCTYPE)
@@ -76,7 +77,11 @@ impl Layout<'_> {
                         }
                         p #error.error role="alert" hidden {}
                         p #status role="status" {}
-                        (content)
+                        @if self.script.is_some() {
+                            fieldset #controls disabled { (content) }
+                        } @else {
+                            (content)
+                        }
                     }
                 }
             }

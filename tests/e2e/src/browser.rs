@@ -26,7 +26,7 @@ use crate::page::Page;
 use crate::waiting::PATIENCE;
 
 /// Tests run as root, without a display and without the internet.
-const FLAGS: [&str; 11] = [
+const FLAGS: [&str; 12] = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -37,6 +37,8 @@ const FLAGS: [&str; 11] = [
     "--disable-sync",
     "--disable-breakpad",
     "--no-proxy-server",
+    // Else a click that comes before the first frame of a new page is dropped.
+    "--allow-pre-commit-input",
     "--remote-debugging-port=0",
 ];
 

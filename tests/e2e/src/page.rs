@@ -102,14 +102,18 @@ impl Page {
         Ok(())
     }
 
-    /// Presses the left button in the middle of an element that is visible and enabled.
+    /// Presses the left button in the middle of an element that is enabled, stays where it is, and has nothing over it.
     pub async fn click(&self, selector: &str) -> Result<()> {
         let find = json!(selector);
         let place = self
             .wait(&format!(
-                "(() => {{ const it = document.querySelector({find}); if (!it || it.disabled) return null; \
-                 it.scrollIntoView({{block: 'center'}}); const box = it.getBoundingClientRect(); \
-                 return box.width && {{x: box.x + box.width / 2, y: box.y + box.height / 2}}; }})()"
+                "(async () => {{ const it = document.querySelector({find}); \
+                 if (document.readyState !== 'complete' || !it || it.matches(':disabled')) return null; \
+                 it.scrollIntoView({{block: 'center'}}); \
+                 const middle = () => {{ const box = it.getBoundingClientRect(); \
+                 return {{x: box.x + box.width / 2, y: box.y + box.height / 2}}; }}; \
+                 const before = middle(); await new Promise(requestAnimationFrame); const {{x, y}} = middle(); \
+                 return x === before.x && y === before.y && it.contains(document.elementFromPoint(x, y)) && {{x, y}}; }})()"
             ))
             .await
             .with_context(|| format!("nothing to click at {selector}"))?;

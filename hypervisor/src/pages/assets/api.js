@@ -74,6 +74,13 @@ export async function confirmed(action) {
   }
 }
 
+// Called when the page's script listens; until then its controls are off.
+export function listening() {
+  const controls = document.getElementById('controls');
+  controls.disabled = false;
+  if (document.activeElement === document.body) controls.querySelector('[autofocus]')?.focus();
+}
+
 export async function logout() {
   await call('POST', '/auth/logout');
   location.assign('/login');

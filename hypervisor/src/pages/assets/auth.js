@@ -1,6 +1,6 @@
 // What the buttons and forms of the auth pages do: each element with `data-do` names its action here.
 
-import { call, complain, confirmed, createPasskey, logout, run, say, usePasskey } from './api.js';
+import { call, complain, confirmed, createPasskey, listening, logout, run, say, usePasskey } from './api.js';
 
 function fields(form) {
   return Object.fromEntries(new FormData(form));
@@ -111,3 +111,5 @@ for (const button of document.querySelectorAll('button[data-do]')) {
 }
 
 globalThis.addEventListener('unhandledrejection', (event) => complain(event.reason));
+
+listening();

@@ -1,6 +1,6 @@
 // The status page: its buttons, and states that keep up by asking.
 
-import { call, logout, run, say } from './api.js';
+import { call, listening, logout, run, say } from './api.js';
 
 const base = (element) => `/api/workspaces/${element.closest('[data-workspace]').dataset.workspace}`;
 
@@ -58,3 +58,5 @@ document.addEventListener('submit', (event) => {
 setInterval(() => {
   if (!document.hidden) refresh().catch(() => {});
 }, 3000);
+
+listening();
