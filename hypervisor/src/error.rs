@@ -9,6 +9,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use crate::reconcile::{AskError, WakeError};
+
 tokio::task_local! {
     static REQUEST_ID: String;
 }
@@ -131,6 +133,29 @@ impl From<choir_store::Error> for ApiError {
                     .unwrap_or_default();
                 Self::internal(format_args!("{other}{cause}"))
             }
+        }
+    }
+}
+
+impl From<AskError> for ApiError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Store(error) => error.into(),
+            AskError::Busy => Self::unavailable("busy", sentence(&error.to_string())).retry_after(10),
+        }
+    }
+}
+
+/// For a program or a page that waited; somebody else's sandbox is not told of here.
+impl From<WakeError> for ApiError {
+    fn from(error: WakeError) -> Self {
+        let message = sentence(&error.to_string());
+        match error {
+            WakeError::Deleted => Self::not_found(),
+            WakeError::Failed(_) => Self::unavailable("sandbox_failed", message).retry_after(30),
+            WakeError::TooLong => Self::unavailable("starting", message).retry_after(2),
+            WakeError::InLine(_) => Self::unavailable("in_line", message).retry_after(10),
+            WakeError::Busy => Self::unavailable("busy", message).retry_after(10),
         }
     }
 }

@@ -114,14 +114,8 @@ impl Gatekeeper {
         let page = wants_page(&head.headers) && head.method == http::Method::GET;
         match handle.wake(if page { PAGE_HOLD } else { HOLD }).await {
             Ok(generation) => Ok(generation),
-            Err(WakeError::TooLong) if page => Err(waiting_page()),
-            Err(error @ WakeError::TooLong) => Err(ApiError::unavailable("starting", format!("{error}."))
-                .retry_after(2)
-                .into_response()),
-            Err(error @ WakeError::Failed(_)) => Err(ApiError::unavailable("sandbox_failed", format!("{error}."))
-                .retry_after(30)
-                .into_response()),
-            Err(WakeError::Deleted) => Err(ApiError::not_found().into_response()),
+            Err(WakeError::TooLong | WakeError::InLine(_)) if page => Err(waiting_page()),
+            Err(error) => Err(ApiError::from(error).into_response()),
         }
     }
 

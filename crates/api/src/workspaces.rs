@@ -65,7 +65,7 @@ pub struct SlotView {
     pub sandbox: SandboxId,
     pub release: ReleaseId,
     pub desired: Desired,
-    /// `ready`, `stopped`, …: the name of the observed state.
+    /// `ready`, `stopped`, …: the name of the observed state, or `queued` while it waits for a place to run in.
     pub state: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
@@ -87,6 +87,14 @@ impl SlotView {
         self.generation = observed.generation();
         self.since = observed.since();
         self.reason = observed.reason();
+    }
+
+    /// It waits until fewer than `most` run, with so many in line before it.
+    pub fn queue(&mut self, most: usize, before: usize) {
+        "queued".clone_into(&mut self.state);
+        self.reason = Some(format!(
+            "no more than {most} may run at once; in line before it: {before}"
+        ));
     }
 }
 

@@ -30,6 +30,9 @@ pub enum Access {
     Admin,
 }
 
+/// The method of a route that takes all of them.
+const ANY: &str = "ANY";
+
 /// One route, as tests and the guard see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
@@ -106,7 +109,8 @@ async fn guard_request(State(guard): State<Guard>, request: Request, next: Next)
 
 impl Guard {
     async fn admit(&self, head: &Parts, empty: bool) -> ApiResult<Option<Caller>> {
-        let access = self.access_of(head);
+        let route = self.route_of(head);
+        let access = route.map_or(Access::User, |route| route.access);
         let caller = self.auth.caller_of(&head.headers).await?;
         match &caller {
             Some(caller) => permit(access, caller, &head.method)?,
@@ -120,11 +124,13 @@ impl Guard {
                 ..
             })
         );
-        self.check_origin(head, empty, bearer)?;
+        // Behind a route for all methods is a sandbox, which any request wakes.
+        let wakes = route.is_some_and(|route| route.method == ANY);
+        self.check_origin(head, empty, bearer, wakes)?;
         Ok(caller)
     }
 
-    fn access_of(&self, head: &Parts) -> Access {
+    fn route_of(&self, head: &Parts) -> Option<&Route> {
         let method = if head.method == Method::HEAD {
             "GET"
         } else {
@@ -132,16 +138,13 @@ impl Guard {
         };
         let path = head.extensions.get::<MatchedPath>().map(MatchedPath::as_str);
         let routes = path.and_then(|path| self.access.get(path));
-        let known = routes.and_then(|routes| {
-            routes
-                .iter()
-                .find(|route| route.method == method || route.method == "ANY")
-        });
-        known.map_or(Access::User, |route| route.access)
+        routes?
+            .iter()
+            .find(|route| route.method == method || route.method == ANY)
     }
 
     /// What a browser sends for another site's page never gets through.
-    fn check_origin(&self, head: &Parts, empty: bool, bearer: bool) -> ApiResult<()> {
+    fn check_origin(&self, head: &Parts, empty: bool, bearer: bool, wakes: bool) -> ApiResult<()> {
         let headers = &head.headers;
         let ours = exactly(headers, &header::ORIGIN, &self.auth.0.origin);
         let foreign = || ApiError::forbidden("foreign_origin", "This request came from another site and was refused.");
@@ -153,10 +156,12 @@ impl Guard {
             };
         }
         let mutates = !matches!(head.method, Method::GET | Method::HEAD);
-        if !mutates && !is_websocket(headers) {
-            return Ok(());
-        }
         let site = HeaderName::from_static("sec-fetch-site");
+        if !mutates && !is_websocket(headers) {
+            let from = headers.get(&site).map(HeaderValue::as_bytes);
+            let elsewhere = matches!(from, Some(b"same-site" | b"cross-site"));
+            return if wakes && elsewhere { Err(foreign()) } else { Ok(()) };
+        }
         if !ours || (headers.contains_key(&site) && !exactly(headers, &site, "same-origin")) {
             return Err(foreign());
         }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use choir_core::sandbox::{Exit, STOP_GRACE};
 use choir_core::{Generation, SandboxId, WorkspaceId};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Fleet, launch};
 
@@ -24,7 +23,7 @@ pub enum Effect {
 /// What came of it; errors are sentences.
 pub enum Outcome {
     Created(Result<(), String>),
-    Started(u64, Result<OwnedSemaphorePermit, String>),
+    Started(u64, Result<(), String>),
     Stopped(u64, Exit),
     Paused(Result<(), String>),
     Thawed(Result<(), String>),
@@ -72,17 +71,11 @@ async fn create(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Resul
     volumes.limit(id.as_str(), limits.disk).await.map_err(text)
 }
 
-async fn start(
-    fleet: &Fleet,
-    workspace: &WorkspaceId,
-    generation: &Generation,
-    nonce: String,
-) -> Result<OwnedSemaphorePermit, String> {
-    let permit = fleet.places.clone().acquire_owned().await.map_err(text)?;
+async fn start(fleet: &Fleet, workspace: &WorkspaceId, generation: &Generation, nonce: String) -> Result<(), String> {
+    let _turn = fleet.starts.acquire().await.map_err(text)?;
     let spec = launch::spec(&fleet.services, workspace, generation, nonce).await?;
     fleet.services.runtime.create(&spec).await.map_err(text)?;
-    fleet.services.runtime.start(generation).await.map_err(text)?;
-    Ok(permit)
+    fleet.services.runtime.start(generation).await.map_err(text)
 }
 
 /// Ends the container. A service that does not answer is asked again until it does: a container that might still

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use choir_core::sandbox::{Desired, Observed};
-use choir_core::{Generation, SandboxId, Slot, UserId, WorkspaceId};
+use choir_core::{Awake, Generation, SandboxId, Slot, UserId, WorkspaceId};
 use choir_proxy::Activity;
 use choir_runtime::{Found, Notice, Runtime, Seen, Stream, Volumes};
 use choir_store::{AuditEvent, Sandbox, Store, WorkspaceView};
@@ -18,10 +18,12 @@ use crate::config::Config;
 use crate::random::{Random, draw};
 use crate::releases::Releases;
 
+mod admission;
 mod effects;
 pub mod launch;
 mod worker;
 
+use admission::{Admission, Place};
 use worker::Worker;
 pub use worker::{Ask, Policy};
 
@@ -35,6 +37,9 @@ pub struct Services {
     pub random: Arc<dyn Random>,
     pub releases: Arc<Releases>,
 }
+
+/// Containers that are started at the same moment: more of them at once make each slower, and everything else too.
+const STARTS_AT_ONCE: usize = 4;
 
 /// What is known of a sandbox at one moment.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +58,16 @@ pub struct Handle {
     pub activity: Arc<Activity>,
     policy: Arc<ArcSwap<Policy>>,
     inbox: mpsc::Sender<Ask>,
+    admission: Arc<Admission>,
+}
+
+/// Why something that was asked of a sandbox is not going to be.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error(transparent)]
+    Store(#[from] choir_store::Error),
+    #[error("too many sandboxes wait for a place to run in; try again shortly, or stop one that is not needed")]
+    Busy,
 }
 
 /// Why a sandbox that was asked for is not there.
@@ -62,6 +77,10 @@ pub enum WakeError {
     Failed(String),
     #[error("the sandbox is still starting; try again shortly")]
     TooLong,
+    #[error("as many sandboxes run as may at once; in line before this one: {0}")]
+    InLine(usize),
+    #[error("{}", AskError::Busy)]
+    Busy,
     #[error("the sandbox is being deleted")]
     Deleted,
 }
@@ -80,7 +99,8 @@ pub trait DataPlane: Send + Sync {
 /// All workers.
 pub struct Fleet {
     pub services: Services,
-    pub(crate) places: Arc<Semaphore>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) starts: Semaphore,
     handles: RwLock<HashMap<SandboxId, Handle>>,
     data_plane: Arc<dyn DataPlane>,
     /// Monotonic milliseconds, as the activity counters use them.
@@ -89,12 +109,12 @@ pub struct Fleet {
 
 impl Handle {
     /// What it should be from now on; returns when that is in the database.
-    pub async fn desire(&self, desired: Desired, audit: AuditEvent) -> choir_store::Result<()> {
+    pub async fn desire(&self, desired: Desired, audit: AuditEvent) -> Result<(), AskError> {
         self.ask(|reply| Ask::Desire(desired, audit, reply)).await
     }
 
     /// A new generation.
-    pub async fn restart(&self, audit: AuditEvent) -> choir_store::Result<()> {
+    pub async fn restart(&self, audit: AuditEvent) -> Result<(), AskError> {
         self.ask(|reply| Ask::Restart(audit, reply)).await
     }
 
@@ -108,13 +128,18 @@ impl Handle {
         let _ = self.inbox.send(Ask::Pause).await;
     }
 
-    async fn ask(&self, make: impl FnOnce(oneshot::Sender<choir_store::Result<()>>) -> Ask) -> choir_store::Result<()> {
+    async fn ask(&self, make: impl FnOnce(oneshot::Sender<Result<(), AskError>>) -> Ask) -> Result<(), AskError> {
         let (reply, answer) = oneshot::channel();
         self.inbox
             .send(make(reply))
             .await
             .map_err(|_| choir_store::Error::NotFound)?;
         answer.await.map_err(|_| choir_store::Error::NotFound)?
+    }
+
+    /// How many are in line before it, where it waits for a place to run in.
+    pub fn in_line(&self) -> Option<usize> {
+        self.admission.before(&self.id)
     }
 
     /// The generation whose container is there now, if any.
@@ -143,6 +168,9 @@ impl Handle {
             return Ok(generation);
         }
         let mut status = self.status.clone();
+        if status.borrow().desired == Desired::Stopped && self.admission.is_full() {
+            return Err(WakeError::Busy);
+        }
         if self.inbox.send(Ask::Wake).await.is_err() {
             return Err(WakeError::Deleted);
         }
@@ -151,7 +179,7 @@ impl Handle {
             _ => s.desired == Desired::Deleted,
         });
         match tokio::time::timeout(within, wait).await {
-            Err(_) => Err(WakeError::TooLong),
+            Err(_) => Err(self.in_line().map_or(WakeError::TooLong, WakeError::InLine)),
             Ok(Err(_)) => Err(WakeError::Deleted),
             Ok(Ok(status)) => match &status.observed {
                 Observed::Ready { generation, .. } => Ok(Generation {
@@ -174,10 +202,11 @@ impl Handle {
 
 impl Fleet {
     pub fn new(services: Services, data_plane: Arc<dyn DataPlane>, ticks: choir_proxy::Clock) -> Arc<Self> {
-        let places = Arc::new(Semaphore::new(services.config.sandboxes.max_running));
+        let admission = Admission::new(services.config.sandboxes.max_running);
         Arc::new(Self {
             services,
-            places,
+            admission,
+            starts: Semaphore::new(STARTS_AT_ONCE),
             handles: RwLock::default(),
             data_plane,
             ticks,
@@ -220,7 +249,7 @@ impl Fleet {
                 since: self.now(),
             },
         };
-        let (mut started, mut leftover, mut permit) = (false, None, None);
+        let (mut started, mut leftover, mut place) = (false, None, None);
         for container in containers {
             let number = container.generation.number;
             let present = number == sandbox.generation && container.nonce == sandbox.nonce;
@@ -256,7 +285,7 @@ impl Fleet {
                     },
                 };
                 started = true;
-                permit = self.places.clone().try_acquire_owned().ok();
+                place = Some(self.admission.take());
             } else if present && leftover.is_none() && !alive {
                 if let Seen::Exited(exit) = &container.seen {
                     observed = Observed::Stopped {
@@ -276,7 +305,7 @@ impl Fleet {
                 observed,
                 started,
                 leftover,
-                permit,
+                place,
                 // A crash may have come between the commit of new limits and their taking effect.
                 limits_stale: true,
             },
@@ -289,7 +318,7 @@ impl Fleet {
             observed: sandbox.observed.clone(),
             started: false,
             leftover: None,
-            permit: None,
+            place: None,
             limits_stale: false,
         };
         self.spawn(view, sandbox, present);
@@ -311,6 +340,7 @@ impl Fleet {
             activity: activity.clone(),
             policy: policy.clone(),
             inbox: own.clone(),
+            admission: self.admission.clone(),
         };
         self.handles
             .write()
@@ -329,7 +359,8 @@ impl Fleet {
             own,
             activity,
             policy,
-            permit: present.permit,
+            place: present.place,
+            turn: None,
             effect: false,
             engaged: 0,
             restart: false,
@@ -365,6 +396,27 @@ impl Fleet {
                 handle.policy.store(Arc::new(self.policy(view, sandbox)));
                 let _ = handle.inbox.send(Ask::Policy).await;
             }
+        }
+    }
+
+    /// Has the sandbox that has been paused for longest give its place to the first in line, if somebody is. Called
+    /// again when it has ended, for the next one.
+    pub(crate) fn make_room(&self) {
+        if !self.admission.is_waited_for() {
+            return;
+        }
+        let paused = |handle: &Handle| {
+            matches!(handle.status.borrow().observed, Observed::Paused { .. })
+                && handle.policy.load().awake != Awake::Always
+        };
+        let handles = self.handles();
+        let longest = handles
+            .iter()
+            .filter(|handle| paused(handle))
+            .min_by_key(|handle| handle.activity.last_ms());
+        if let Some(handle) = longest {
+            // One with a full inbox is busy, not idle.
+            let _ = handle.inbox.try_send(Ask::GiveWay);
         }
     }
 
@@ -479,6 +531,6 @@ struct Present {
     observed: Observed,
     started: bool,
     leftover: Option<u64>,
-    permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    place: Option<Place>,
     limits_stale: bool,
 }

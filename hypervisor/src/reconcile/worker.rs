@@ -10,11 +10,12 @@ use choir_core::sandbox::{Action, Desired, Event, Exit, Observed, apply, next_ac
 use choir_core::{Awake, Generation, SandboxId, WorkspaceId};
 use choir_proxy::Activity;
 use choir_store::{AuditEvent, SandboxChange};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::admission::{Place, Turn};
 use super::effects::{self, Effect, Outcome};
-use super::{Fleet, Status};
+use super::{AskError, Fleet, Status};
 
 /// How long a sandbox may be left alone, by the policy of the slot it is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +28,15 @@ pub struct Policy {
 /// What a worker is told or asked.
 pub enum Ask {
     /// From now on the sandbox should be this. Answered when it is in the database.
-    Desire(Desired, AuditEvent, oneshot::Sender<choir_store::Result<()>>),
+    Desire(Desired, AuditEvent, oneshot::Sender<Result<(), AskError>>),
     /// A request waits for it.
     Wake,
     /// A new generation, though the present one is well.
-    Restart(AuditEvent, oneshot::Sender<choir_store::Result<()>>),
+    Restart(AuditEvent, oneshot::Sender<Result<(), AskError>>),
     /// Freeze it now.
     Pause,
+    /// Others wait for a place: stop, if it is paused and may be.
+    GiveWay,
     /// The policy changed: what idleness asks for is looked at anew.
     Policy,
     /// Limits changed in the database.
@@ -68,8 +71,10 @@ pub struct Worker {
     pub own: mpsc::Sender<Ask>,
     pub activity: Arc<Activity>,
     pub policy: Arc<ArcSwap<Policy>>,
-    /// One of the places for running sandboxes, held while a container is up.
-    pub permit: Option<OwnedSemaphorePermit>,
+    /// Held from before a start until the container has ended, and over a restart.
+    pub place: Option<Place>,
+    /// Where the place will come, while it is in line for one.
+    pub turn: Option<oneshot::Receiver<Place>>,
     pub effect: bool,
     /// Tasks and terminals that run without traffic.
     pub engaged: u32,
@@ -91,8 +96,19 @@ impl Worker {
                 return;
             }
             let until = self.wait_until();
+            let turn = async {
+                match self.turn.as_mut() {
+                    Some(turn) => turn.await,
+                    None => std::future::pending().await,
+                }
+            };
             let ask = tokio::select! {
                 ask = self.inbox.recv() => ask,
+                place = turn => {
+                    self.turn = None;
+                    self.place = place.ok();
+                    continue;
+                }
                 () = tokio::time::sleep_until(until) => None,
             };
             match ask {
@@ -119,6 +135,7 @@ impl Worker {
                 }
             }
             Ask::Pause => self.pause().await,
+            Ask::GiveWay => self.give_way().await,
             Ask::Policy => {}
             Ask::Limits => self.limits_stale = true,
             Ask::Delete => {
@@ -165,7 +182,12 @@ impl Worker {
         }
     }
 
-    async fn desire(&mut self, desired: Desired, audit: Option<AuditEvent>) -> choir_store::Result<()> {
+    async fn desire(&mut self, desired: Desired, audit: Option<AuditEvent>) -> Result<(), AskError> {
+        let always = self.policy.load().awake == Awake::Always;
+        let anew = desired == Desired::Running && self.desired == Desired::Stopped;
+        if anew && !always && self.fleet.admission.is_full() {
+            return Err(AskError::Busy);
+        }
         self.fleet.services.store.set_desired(&self.id, desired, audit).await?;
         self.desired = desired;
         match (desired, &self.observed) {
@@ -195,7 +217,7 @@ impl Worker {
             (_, Desired::Stopped) => {
                 let audit = self.event("sandbox.wake", "ok");
                 if let Err(error) = self.desire(Desired::Running, Some(audit)).await {
-                    tracing::error!(sandbox.id = %self.id, %error, "a wake could not be recorded");
+                    tracing::warn!(sandbox.id = %self.id, %error, "a wake came to nothing");
                 }
             }
             _ => {}
@@ -247,7 +269,10 @@ impl Worker {
     async fn gone(&mut self, generation: u64, exit: Exit, reason: String) {
         self.started = false;
         self.leftover = Some(generation);
-        self.permit = None;
+        if !self.restart {
+            self.place = None;
+            self.fleet.make_room();
+        }
         self.engaged = 0;
         let outcome = if exit.oom_killed { "out_of_memory" } else { "exited" };
         if self.desired == Desired::Running && !self.restart {
@@ -266,16 +291,13 @@ impl Worker {
         match outcome {
             Outcome::Created(Ok(())) => self.happened(Event::Created).await,
             Outcome::Created(Err(reason)) => self.happened(Event::CreateFailed { reason }).await,
-            Outcome::Started(number, Ok(permit)) => {
-                self.permit = Some(permit);
+            Outcome::Started(number, Ok(())) => {
                 if self.observed.generation() == Some(number) && !self.is_over(number) {
                     self.started = true;
                     if matches!(self.observed, Observed::Starting { .. }) {
-                        // The agent's deadline counts from here, not from the wait for a place.
+                        // The agent's deadline counts from here, not from the wait for its turn to start.
                         self.happened(Event::StartAsked { generation: number }).await;
                     }
-                } else {
-                    self.permit = None;
                 }
             }
             Outcome::Started(number, Err(reason)) if !self.is_over(number) => {
@@ -306,7 +328,9 @@ impl Worker {
             Outcome::Limited(Err(reason)) => {
                 tracing::warn!(sandbox.id = %self.id, reason, "new limits take effect at the next start");
             }
-            Outcome::Limited(Ok(())) | Outcome::Paused(Ok(())) => {}
+            Outcome::Limited(Ok(())) => {}
+            Outcome::Paused(Ok(())) if self.fleet.admission.is_waited_for() => self.give_way().await,
+            Outcome::Paused(Ok(())) => {}
             Outcome::Paused(Err(reason)) => {
                 tracing::warn!(sandbox.id = %self.id, reason, "a sandbox could not be paused");
                 self.happened(Event::Thawed).await;
@@ -330,6 +354,9 @@ impl Worker {
             self.thaw();
             return;
         }
+        if self.desired != Desired::Running && self.observed.generation().is_none() {
+            (self.place, self.turn) = (None, None);
+        }
         let now = self.fleet.now();
         if let Some(leftover) = self
             .leftover
@@ -348,7 +375,8 @@ impl Worker {
         match next_action(self.desired, &self.observed, self.started, now) {
             None | Some(Action::Wait(_)) => {}
             Some(Action::Create) => self.begin(Effect::Create),
-            Some(Action::Start) => self.start().await,
+            Some(Action::Start) if self.place.is_some() => self.start().await,
+            Some(Action::Start) => self.stand_in_line().await,
             Some(Action::Stop) => {
                 let Some(generation) = self.observed.generation() else {
                     return;
@@ -359,6 +387,34 @@ impl Worker {
                 self.happened(Event::DeleteAsked).await;
                 self.begin(Effect::Delete);
             }
+        }
+    }
+
+    /// Asks for a place, once.
+    async fn stand_in_line(&mut self) {
+        if self.turn.is_some() {
+            return;
+        }
+        match self.fleet.admission.ask(&self.id) {
+            Turn::Now(place) => {
+                self.place = Some(place);
+                self.start().await;
+            }
+            Turn::Later(place) => {
+                self.turn = Some(place);
+                self.fleet.make_room();
+            }
+        }
+    }
+
+    async fn give_way(&mut self) {
+        if self.effect || !matches!(self.observed, Observed::Paused { .. }) || self.policy.load().awake == Awake::Always
+        {
+            return;
+        }
+        let audit = self.event("sandbox.give_way", "ok");
+        if let Err(error) = self.desire(Desired::Stopped, Some(audit)).await {
+            tracing::error!(sandbox.id = %self.id, %error, "a sandbox that should give way could not be stopped");
         }
     }
 
@@ -389,7 +445,7 @@ impl Worker {
         let now = self.fleet.now();
         let far = Duration::from_secs(3600);
         let wait = match next_action(self.desired, &self.observed, self.started, now) {
-            _ if self.effect => far,
+            _ if self.effect || self.turn.is_some() => far,
             Some(Action::Wait(until)) => until.duration_since(now).unsigned_abs(),
             // An effect failed and left the state as it was: try again shortly.
             Some(_) => Duration::from_secs(1),

@@ -170,11 +170,14 @@ impl App {
             limits: launch::limits(view, &self.config, &release),
             app_port: launch::app_port(view, &release),
         };
-        let status = self.fleet.handle(&sandbox.id).map(|h| h.status.borrow().clone());
-        match status {
-            Some(status) => {
+        match self.fleet.handle(&sandbox.id) {
+            Some(handle) => {
+                let status = handle.status.borrow().clone();
                 shown.desired = status.desired;
                 shown.observe(&status.observed);
+                if let Some(before) = handle.in_line() {
+                    shown.queue(self.config.sandboxes.max_running, before);
+                }
             }
             None => shown.observe(&sandbox.observed),
         }

@@ -21,7 +21,6 @@ use crate::app::{App, HOLD};
 use crate::auth::extract::{self, Query};
 use crate::auth::{Caller, routes};
 use crate::error::{ApiError, ApiResult};
-use crate::reconcile::WakeError;
 
 routes! {
     pub ROUTES, router -> Arc<App>;
@@ -243,11 +242,7 @@ async fn sandbox(
 ) -> ApiResult<Response> {
     let (view, slot) = find(&app, &caller, Path((ws, slot))).await?;
     let handle = app.handle(&view, slot)?;
-    let generation = handle.wake(HOLD).await.map_err(|error| match error {
-        WakeError::Deleted => ApiError::not_found(),
-        WakeError::Failed(_) => ApiError::unavailable("sandbox_failed", format!("{error}.")).retry_after(30),
-        WakeError::TooLong => ApiError::unavailable("starting", format!("{error}.")).retry_after(2),
-    })?;
+    let generation = handle.wake(HOLD).await?;
     let peer = request
         .extensions()
         .get::<Peer>()

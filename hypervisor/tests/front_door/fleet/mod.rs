@@ -1,6 +1,7 @@
 //! Workspaces, lifecycle and swaps through the real router, over a simulated runtime and a temporary database.
 
 mod access;
+mod admission;
 mod guard;
 mod lifecycle;
 mod swap;
@@ -33,12 +34,16 @@ struct Box {
 
 impl Box {
     async fn new() -> Self {
-        let start = Self::compose(
-            Arc::new(tempfile::tempdir().unwrap()),
-            World::new(),
-            SimVolumes::default(),
-        )
-        .await;
+        Self::with(|_| {}).await
+    }
+
+    /// With another configuration than the default one.
+    async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        let mut config = Config::default();
+        config.store.path = directory.path().join("choir.db");
+        change(&mut config);
+        let start = Self::compose(directory, Arc::new(config), World::new(), SimVolumes::default()).await;
         start
             .app
             .releases
@@ -47,16 +52,19 @@ impl Box {
         start
     }
 
-    async fn compose(directory: Arc<tempfile::TempDir>, world: World, volumes: SimVolumes) -> Self {
-        let begun = Self::begin(directory, world, volumes).await;
+    async fn compose(
+        directory: Arc<tempfile::TempDir>,
+        config: Arc<Config>,
+        world: World,
+        volumes: SimVolumes,
+    ) -> Self {
+        let begun = Self::begin(directory, config, world, volumes).await;
         take_over(&begun.app).await.unwrap();
         begun
     }
 
     /// A hypervisor that answers already and has not looked yet what runs.
-    async fn begin(directory: Arc<tempfile::TempDir>, world: World, volumes: SimVolumes) -> Self {
-        let mut config = Config::default();
-        config.store.path = directory.path().join("choir.db");
+    async fn begin(directory: Arc<tempfile::TempDir>, config: Arc<Config>, world: World, volumes: SimVolumes) -> Self {
         let sim = Arc::new(Sim::new(world.clone()));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let parts = Parts {
@@ -65,7 +73,7 @@ impl Box {
             clock,
             random: Arc::new(OsRandom),
         };
-        let app = compose(Arc::new(config), parts).await.unwrap();
+        let app = compose(config, parts).await.unwrap();
         let router = router(&app);
         Self {
             directory,
@@ -79,7 +87,8 @@ impl Box {
 
     /// The same database and world under a new process: nothing is left in memory.
     async fn restarted(&self) -> Self {
-        Self::compose(self.directory.clone(), self.world.clone(), self.volumes.clone()).await
+        let config = self.app.config.clone();
+        Self::compose(self.directory.clone(), config, self.world.clone(), self.volumes.clone()).await
     }
 
     fn browser(&self) -> Browser {
