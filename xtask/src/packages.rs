@@ -115,6 +115,12 @@ const PACKAGES: &[Package] = &[
     ),
     package(
         Purpose::Test,
+        "iptables",
+        "iptables",
+        "lets the tests start a container on Podman's default network",
+    ),
+    package(
+        Purpose::Test,
         "chromium",
         "chromium",
         "is the browser of the end-to-end tests",

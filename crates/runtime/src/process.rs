@@ -287,16 +287,21 @@ impl Runtime for Process {
         }
         // The waiter writes the exit down; it sees the end a moment after it happened.
         for _ in 0..100 {
-            match seen(&self.record(generation)?) {
-                Seen::Exited(exit) => return Ok(exit),
-                Seen::Created => break,
-                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            let record = self.record(generation)?;
+            match record.exit {
+                Some(exit) => return Ok(exit),
+                None if record.process.is_none() || !self.waiters().contains_key(generation) => break,
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         }
-        Ok(self.record(generation)?.exit.unwrap_or(Exit {
-            code: 0,
-            oom_killed: false,
-        }))
+        Ok(match seen(&self.record(generation)?) {
+            Seen::Exited(exit) => exit,
+            // It never ran.
+            _ => Exit {
+                code: 0,
+                oom_killed: false,
+            },
+        })
     }
 
     async fn pause(&self, generation: &Generation) -> Result<()> {

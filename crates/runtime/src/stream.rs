@@ -41,12 +41,16 @@ impl Tcp {
     fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
-            let space = buf.initialize_unfilled();
+            // SAFETY: bytes are only written here, by the kernel; none is made uninitialized. Zeroing the space before
+            // each small read took three percent of the proxy's time.
+            let space = unsafe { buf.unfilled_mut() };
             let got = self.stream.try_io(Interest::READABLE, || {
                 Ok(rustix::net::recv(self.stream.as_fd(), &mut *space, RecvFlags::DONTWAIT)?.1)
             });
             match got {
                 Ok(n) => {
+                    // SAFETY: without `TRUNC`, recv(2) returns how many bytes it wrote.
+                    unsafe { buf.assume_init(n) };
                     buf.advance(n);
                     return Poll::Ready(Ok(()));
                 }

@@ -1,10 +1,14 @@
 //! One suite, three runtimes: what the hypervisor relies on holds for Sim, Process and Podman alike. Behind it, what
 //! only a real container can show: that hostile code stays inside.
 
-#[path = "contract/containment.rs"]
+#[path = "contract/containment/mod.rs"]
 mod containment;
 #[path = "contract/rig.rs"]
 mod rig;
+#[path = "contract/root.rs"]
+mod root;
+#[path = "contract/service.rs"]
+mod service;
 #[path = "contract/suite.rs"]
 mod suite;
 
@@ -47,31 +51,43 @@ contract!(
 );
 
 macro_rules! contained {
-    ($($name:ident),+ $(,)?) => {
+    ($($rig:ident { $($name:ident),+ $(,)? })+) => {
         mod inside {
-            $(
+            $($(
                 #[tokio::test]
                 async fn $name() {
-                    if let Some(rig) = crate::rig::Rig::podman(concat!("inside::", stringify!($name))).await {
+                    if let Some(rig) = crate::rig::Rig::$rig(concat!("inside::", stringify!($name))).await {
                         crate::containment::$name(&rig).await;
                     }
                 }
-            )+
+            )+)+
         }
     };
 }
 
 contained!(
-    nothing_outside_is_reachable_over_a_network,
-    another_sandbox_is_out_of_reach,
-    processes_have_the_documented_confinement,
-    a_weakened_container_is_killed,
-    a_setuid_program_on_the_volume_gives_nothing,
-    a_fork_bomb_ends_at_the_pids_limit,
-    a_memory_hog_dies_alone,
-    nothing_of_the_hosts_environment_or_names_comes_in,
-    forbidden_system_calls_are_refused,
-    a_flooded_log_stays_bounded,
-    an_exit_while_the_service_is_away_is_noticed_when_it_is_back,
-    a_stubborn_process_is_killed_after_its_grace,
+    podman {
+        no_address_of_the_host_is_reachable,
+        another_sandbox_is_out_of_reach,
+        a_call_comes_from_the_sandbox_whose_connection_it_is,
+        no_command_line_or_environment_holds_the_nonce,
+        processes_have_the_documented_confinement,
+        a_weakened_container_is_killed,
+        a_setuid_program_on_the_volume_gives_nothing,
+        a_file_capability_on_the_volume_gives_nothing,
+        a_device_node_on_the_volume_cannot_be_opened,
+        a_fork_bomb_ends_at_the_pids_limit,
+        a_memory_hog_dies_alone,
+        nothing_of_the_hosts_environment_or_names_comes_in,
+        a_flooded_log_stays_bounded,
+        an_exit_while_the_service_is_away_is_noticed_when_it_is_back,
+        a_stubborn_process_is_killed_after_its_grace,
+    }
+    podman_apart {
+        the_host_of_the_default_network_is_unreachable,
+        the_metadata_service_is_unreachable,
+    }
+    podman_on_btrfs {
+        forbidden_system_calls_are_refused,
+    }
 );

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +23,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
+use crate::root::{busybox, populate};
+use crate::service::{Service, new_network, oci_runtime};
+
 /// How long anything may take on a busy machine before a test says it did not happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const IDS: IdRange = IdRange { base: 1_000_000 };
@@ -32,52 +36,22 @@ pub enum Kind {
     Podman(Service),
 }
 
+/// Dropped in this order: containers, what is mounted, the directory.
 pub struct Rig {
     pub kind: Kind,
     pub places: Places,
+    disk: Option<Disk>,
     _dir: TempDir,
 }
 
-/// A Podman service with its own storage.
-pub struct Service {
-    pub socket: PathBuf,
-    dir: PathBuf,
-    child: Mutex<Child>,
-}
+/// A file system that is mounted while this lives.
+struct Disk(PathBuf);
 
-impl Service {
-    fn new(dir: &Path) -> Self {
-        Self {
-            socket: dir.join("podman.sock"),
-            dir: dir.to_owned(),
-            child: Mutex::new(serve(dir)),
-        }
-    }
-
-    /// Podman's command line over the same storage.
-    pub fn command(&self) -> Command {
-        command(&self.dir)
-    }
-
-    /// Ends the service; its containers run on.
-    pub fn go_away(&self) {
-        let mut child = self.child.lock().unwrap();
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-
-    pub fn come_back(&self) {
-        *self.child.lock().unwrap() = serve(&self.dir);
-    }
-}
-
-impl Drop for Service {
+impl Drop for Disk {
     fn drop(&mut self) {
-        self.go_away();
-        let _ = self.command().args(["rm", "--all", "--force", "--time", "0"]).output();
-        // What Podman keeps mounted for as long as it has containers.
-        let overlay = self.dir.join("p/overlay");
-        let _ = Command::new("umount").arg(overlay).stderr(Stdio::null()).status();
+        if !Command::new("umount").arg(&self.0).status().is_ok_and(|s| s.success()) {
+            eprintln!("left mounted: {}", self.0.display());
+        }
     }
 }
 
@@ -105,13 +79,6 @@ fn agent(is_static: bool) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-fn busybox() -> Option<PathBuf> {
-    ["/bin/busybox", "/usr/bin/busybox"]
-        .map(PathBuf::from)
-        .into_iter()
-        .find(|p| p.is_file())
-}
-
 pub fn random() -> [u8; 16] {
     let mut bytes = [0; 16];
     fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
@@ -133,6 +100,7 @@ impl Rig {
         Self {
             kind: kind(dir.path()),
             places,
+            disk: None,
             _dir: dir,
         }
     }
@@ -152,6 +120,41 @@ impl Rig {
     }
 
     pub async fn podman(test: &str) -> Option<Self> {
+        Self::podman_in(test, None).await
+    }
+
+    /// A Podman whose host network is a namespace of its own.
+    pub async fn podman_apart(test: &str) -> Option<Self> {
+        if Command::new("iptables").arg("--version").output().is_err() {
+            return skip(
+                test,
+                "there is no iptables, which Podman's default network needs; install it",
+            );
+        }
+        let network = rustix::process::geteuid().is_root() && busybox().is_some();
+        Self::podman_in(test, network.then(new_network)).await
+    }
+
+    /// A Podman whose volumes are on a btrfs.
+    pub async fn podman_on_btrfs(test: &str) -> Option<Self> {
+        let mut rig = Self::podman_in(test, None).await?;
+        let image = rig.places.volumes.with_file_name("image");
+        fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
+        let Ok(made) = Command::new("mkfs.btrfs").arg("-q").arg(&image).status() else {
+            return skip(test, "there is no mkfs.btrfs; install btrfs-progs");
+        };
+        assert!(made.success());
+        let volumes = rig.places.volumes.clone();
+        let mounted = Command::new("mount")
+            .args(["-o", "loop"])
+            .args([&image, &volumes])
+            .status();
+        assert!(mounted.unwrap().success(), "a btrfs can be mounted");
+        rig.disk = Some(Disk(volumes));
+        Some(rig)
+    }
+
+    async fn podman_in(test: &str, network: Option<OwnedFd>) -> Option<Self> {
         if std::env::var_os("CHOIR_FAST").is_some_and(|v| v == "1") {
             return skip(test, "CHOIR_FAST=1 leaves Podman out");
         }
@@ -170,7 +173,10 @@ impl Rig {
         if busybox().is_none() {
             return skip(test, "there is no busybox; install busybox-static");
         }
-        let mut rig = Self::new(|dir| Kind::Podman(Service::new(dir)), PathBuf::new());
+        if !Path::new("/usr/bin/perl").is_file() {
+            return skip(test, "there is no /usr/bin/perl; install perl-base");
+        }
+        let mut rig = Self::new(|dir| Kind::Podman(Service::new(dir, network)), PathBuf::new());
         rig.places.agent = rig.places.volumes.with_file_name("agent");
         fs::copy(agent, &rig.places.agent).unwrap();
         fs::set_permissions(&rig.places.agent, fs::Permissions::from_mode(0o755)).unwrap();
@@ -196,27 +202,35 @@ impl Rig {
     }
 
     pub fn podman_runtime(&self) -> Podman {
-        let Kind::Podman(service) = &self.kind else {
-            panic!("this rig has no Podman")
-        };
         let options = PodmanOptions {
-            socket: service.socket.clone(),
+            socket: self.service().socket.clone(),
             oci_runtime: oci_runtime(),
         };
         Podman::new(self.places.clone(), options).unwrap()
     }
 
     pub fn libpod(&self) -> Libpod {
+        Libpod::new(&self.service().socket)
+    }
+
+    pub fn service(&self) -> &Service {
         match &self.kind {
-            Kind::Podman(service) => Libpod::new(&service.socket),
+            Kind::Podman(service) => service,
             _ => panic!("this rig has no Podman"),
         }
     }
 
+    pub fn volume(&self, generation: &Generation) -> PathBuf {
+        self.places.volumes.join(generation.sandbox.as_str())
+    }
+
     /// A sandbox with its volume, and the specification of its first generation. An app there answers with its id.
     pub fn spec(&self) -> Spec {
-        let sandbox = SandboxId::from_random(random());
-        let volume = self.places.volumes.join(sandbox.as_str());
+        let generation = Generation {
+            sandbox: SandboxId::from_random(random()),
+            number: 1,
+        };
+        let volume = self.volume(&generation);
         match &self.kind {
             Kind::Sim(_) => {}
             Kind::Process => fs::create_dir_all(volume.join("home")).unwrap(),
@@ -232,6 +246,7 @@ impl Rig {
             Kind::Process => volume.join("home").display().to_string(),
             _ => "/home/choir".to_owned(),
         };
+        let sandbox = &generation.sandbox;
         let start = format!("echo {sandbox} > {home}/index.html; exec busybox httpd -f -p 127.0.0.1:{port} -h {home}");
         Spec {
             ids: IDS,
@@ -254,7 +269,7 @@ impl Rig {
                 services: BTreeMap::from([("start".to_owned(), start)]),
             },
             nonce,
-            generation: Generation { sandbox, number: 1 },
+            generation,
         }
     }
 
@@ -301,83 +316,6 @@ impl Rig {
                 let inspect = self.libpod().inspect(&generation.container_name()).await.unwrap();
                 format!("{} {}", inspect.id, inspect.state.pid)
             }
-        }
-    }
-}
-
-pub fn oci_runtime() -> String {
-    std::env::var("CHOIR_OCI_RUNTIME").unwrap_or_else(|_| "runc".to_owned())
-}
-
-fn command(dir: &Path) -> Command {
-    let mut podman = Command::new("podman");
-    for (flag, name) in [("--root", "p"), ("--runroot", "q"), ("--tmpdir", "t")] {
-        podman.arg(flag).arg(dir.join(name));
-    }
-    podman
-        .args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"])
-        .args(["--runtime", &oci_runtime()])
-        .env("CONTAINERS_CONF", dir.join("containers.conf"));
-    podman
-}
-
-fn serve(dir: &Path) -> Child {
-    fs::write(dir.join("containers.conf"), "").unwrap();
-    let socket = format!("unix://{}", dir.join("podman.sock").display());
-    command(dir)
-        .args(["system", "service", "--time=0", &socket])
-        // Must not arrive inside.
-        .env("https_proxy", "http://user:CANARY@proxy.example:1")
-        .env("CANARY", "CANARY")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-/// The smallest system that has a shell, on a volume that belongs to the mapped ids.
-fn populate(volume: &Path) {
-    let root = volume.join("root");
-    for dir in [
-        "bin",
-        "usr/bin",
-        "proc",
-        "sys",
-        "dev",
-        "run",
-        "tmp",
-        "etc",
-        "root",
-        "home/choir",
-        "var/lib",
-        "usr/libexec/choir",
-    ] {
-        fs::create_dir_all(root.join(dir)).unwrap();
-    }
-    fs::copy(busybox().unwrap(), root.join("bin/busybox")).unwrap();
-    let applets = Command::new(busybox().unwrap()).arg("--list").output().unwrap();
-    for applet in String::from_utf8(applets.stdout)
-        .unwrap()
-        .lines()
-        .filter(|a| *a != "busybox")
-    {
-        symlink("/bin/busybox", root.join("bin").join(applet)).unwrap();
-    }
-    symlink("/usr/libexec/choir/choir-sandbox", root.join("usr/bin/sudo")).unwrap();
-    let passwd = "root:x:0:0::/root:/bin/sh\nchoir:x:1000:1000::/home/choir:/bin/sh\n";
-    fs::write(root.join("etc/passwd"), passwd).unwrap();
-    fs::write(root.join("etc/group"), "root:x:0:\nchoir:x:1000:\n").unwrap();
-    fs::create_dir_all(volume.join("home")).unwrap();
-    give(volume, IDS.base);
-    lchown(volume.join("home"), Some(IDS.base + 1000), Some(IDS.base + 1000)).unwrap();
-    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
-}
-
-fn give(path: &Path, id: u32) {
-    lchown(path, Some(id), Some(id)).unwrap();
-    if fs::symlink_metadata(path).unwrap().is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            give(&entry.unwrap().path(), id);
         }
     }
 }
