@@ -2,4 +2,5 @@
 
 mod auth;
 mod fleet;
+mod program;
 mod support;

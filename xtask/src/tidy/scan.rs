@@ -25,6 +25,13 @@ const FORBIDDEN_CODE: &[(&str, &str)] = &[
     ("Utc::now", "time comes in as an argument"),
 ];
 
+/// Who holds platform secrets starts no programs: nothing that a request says may reach a shell or an argument list.
+const STARTS_NOTHING: &[&str] = &["hypervisor/src", "crates"];
+/// Files below those that must: the development runtime starts the agent, a fixed path with fixed arguments.
+const STARTERS: &[&str] = &["crates/runtime/src/process.rs"];
+/// System calls and their wrappers that start programs.
+const STARTING_CALLS: &[&str] = &["execv", "execl", "posix_spawn", "fork()", "popen(", "libc::system"];
+
 /// (in comments, why not)
 const FORBIDDEN_COMMENTS: &[(&str, &str)] = &[
     ("TODO", "do it, or open an issue and say what is missing in a sentence"),
@@ -77,6 +84,15 @@ pub fn check(name: &Path, text: &str) -> Vec<Violation> {
             }
         }
     }
+    if starts_nothing(name) {
+        let starting = masked.code.lines().enumerate().filter(|(_, line)| starts_program(line));
+        for (index, _) in starting {
+            report(
+                index + 1,
+                "no program is started here: ask the agent, the volumes helper or the runtime to do it".into(),
+            );
+        }
+    }
     for function in functions(&masked.code) {
         if function.lines > LONGEST_FUNCTION {
             report(
@@ -89,6 +105,18 @@ pub fn check(name: &Path, text: &str) -> Vec<Violation> {
         }
     }
     found
+}
+
+/// Whether a file is part of what must not start programs; its tests may.
+fn starts_nothing(name: &Path) -> bool {
+    let below = STARTS_NOTHING.iter().any(|directory| name.starts_with(directory));
+    let source = name.iter().any(|part| part == "src");
+    below && source && !STARTERS.iter().any(|starter| name == Path::new(starter))
+}
+
+fn starts_program(line: &str) -> bool {
+    let imported = line.contains("process::") && line.contains("Command");
+    imported || line.contains("Command::new(") || STARTING_CALLS.iter().any(|call| line.contains(call))
 }
 
 /// The same text twice, line for line: once with only its code, once with only its comments. All
@@ -295,6 +323,33 @@ mod tests {
         let found = sentences("b.rs", text);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].starts_with("b.rs:3:") && found[1].starts_with("b.rs:4:"));
+    }
+
+    #[test]
+    fn who_holds_secrets_starts_no_programs_and_others_may() {
+        for code in [
+            "use std::process::Command;",
+            "use std::process::{Child, Command, Stdio};",
+            "use tokio::process::Command as C;",
+            "fn f() { Command::new(\"sh\"); }",
+            "fn f() { unsafe { libc::execve(a, b, c) }; }",
+        ] {
+            let text = format!("//! x\n{code}\n");
+            for name in ["hypervisor/src/a/b.rs", "crates/broker/src/lib.rs"] {
+                assert_eq!(sentences(name, &text).len(), 1, "{name}: {code}");
+            }
+            let may = [
+                "crates/runtime/src/process.rs",
+                "hypervisor/tests/a.rs",
+                "sandbox/src/spawn.rs",
+                "cli/src/a.rs",
+            ];
+            for name in may {
+                assert!(sentences(name, &text).is_empty(), "{name}: {code}");
+            }
+        }
+        let harmless = "//! x\n// Command::new(\nuse std::process::ExitCode;\n#[derive(Subcommand)]\nenum Command {}\n";
+        assert!(sentences("hypervisor/src/main.rs", harmless).is_empty());
     }
 
     #[test]

@@ -6,4 +6,5 @@ mod passkeys;
 mod recovery;
 mod register;
 mod sessions;
+mod timing;
 mod tokens;

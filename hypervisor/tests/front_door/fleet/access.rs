@@ -172,7 +172,7 @@ async fn knock(gate: &Gatekeeper, start: &Box, host: &str, browser: Option<&Brow
 }
 
 /// The cookie a browser holds for a sandbox host after the ticket redirect.
-async fn sandbox_cookie(start: &Box, browser: &Browser, host: &str) -> String {
+pub(super) async fn sandbox_cookie(start: &Box, browser: &Browser, host: &str) -> String {
     let mut browser = browser.clone();
     let to = browser.open(&format!("/auth/open?host={host}&next=%2F")).await;
     assert_eq!(to.status, StatusCode::SEE_OTHER);

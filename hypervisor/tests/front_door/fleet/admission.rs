@@ -114,10 +114,7 @@ async fn who_waits_in_line_is_told_so_and_may_leave_it() {
     let shown = ada.get("/api/workspaces/w1").await.expect(StatusCode::OK);
     let dev = &shown["slots"]["dev"];
     assert_eq!((&dev["state"], &dev["desired"]), (&json!("queued"), &json!("running")));
-    assert_eq!(
-        dev["reason"],
-        "no more than 1 may run at once; in line before it: 2"
-    );
+    assert_eq!(dev["reason"], "no more than 1 may run at once; in line before it: 2");
 
     ask(&mut ada, &all[1], "stop").await;
     in_line(&all[1], None).await;

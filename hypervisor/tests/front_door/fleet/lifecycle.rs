@@ -280,7 +280,13 @@ async fn what_is_asked_before_the_take_over_waits_for_it() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
     workspace(&mut ada).await;
-    let again = Box::begin(start.directory.clone(), start.app.config.clone(), start.world.clone(), start.volumes.clone()).await;
+    let again = Box::begin(
+        start.directory.clone(),
+        start.app.config.clone(),
+        start.world.clone(),
+        start.volumes.clone(),
+    )
+    .await;
     ada.router = again.router.clone();
     let (early, ()) = tokio::join!(shown(&mut ada), async {
         // Polled second: the request is waiting by now.

@@ -2,9 +2,15 @@
 
 mod access;
 mod admission;
+mod clear;
+mod deadline;
 mod guard;
 mod lifecycle;
+mod raw;
+mod sockets;
+mod strangers;
 mod swap;
+mod wire;
 
 use std::sync::Arc;
 

@@ -4,21 +4,24 @@
 pub mod passkey;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use choir_core::Hosts;
 use choir_hypervisor::auth::{self, Auth, AuthDeps, PeerAddr, ROUTES, RegistrationMode};
 use choir_hypervisor::clock::MockClock;
 use choir_hypervisor::random::OsRandom;
+use choir_proxy::Peer;
 use choir_store::Store;
 use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tower::ServiceExt;
 
 use passkey::{Behaviour, SoftKey};
@@ -269,9 +272,26 @@ impl Browser {
     }
 }
 
+/// The program that listens there, in the place of a router.
+pub fn remote(address: SocketAddr) -> Router {
+    Router::new().fallback(async move |mut request: Request<Body>| {
+        let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let (mut send, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        request.extensions_mut().clear();
+        send.send_request(request).await.unwrap().map(Body::new)
+    })
+}
+
 /// Sends a request as it is.
 pub async fn send(router: &Router, peer: IpAddr, mut request: Request<Body>) -> Answer {
+    let host = HeaderValue::from_static("localhost:9090");
+    request.headers_mut().entry("host").or_insert(host);
     request.extensions_mut().insert(PeerAddr(peer));
+    request.extensions_mut().insert(Peer {
+        addr: peer,
+        https: false,
+    });
     let (head, body) = router.clone().oneshot(request).await.unwrap().into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     Answer {
@@ -279,6 +299,47 @@ pub async fn send(router: &Router, peer: IpAddr, mut request: Request<Body>) -> 
         headers: head.headers,
         body,
     }
+}
+
+/// What in the headers of an answer would let a page of another origin read it or frame it.
+pub fn lapses(headers: &HeaderMap) -> Vec<String> {
+    let mut found = Vec::new();
+    let named = headers.keys().map(HeaderName::as_str);
+    found.extend(
+        named
+            .filter(|name| name.starts_with("access-control-"))
+            .map(str::to_owned),
+    );
+    let of = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let policy = of("content-security-policy");
+    for part in [
+        "default-src 'self'",
+        "script-src 'self'",
+        "frame-ancestors 'none'",
+        "base-uri 'none'",
+        "form-action 'self'",
+        "object-src 'none'",
+    ] {
+        if !policy.split("; ").any(|found| found == part) {
+            found.push(format!("no {part} in the policy {policy:?}"));
+        }
+    }
+    for (name, value) in [
+        ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cross-origin-resource-policy", "same-origin"),
+    ] {
+        if of(name) != value {
+            found.push(format!("{name} is {:?}", of(name)));
+        }
+    }
+    for name in ["referrer-policy", "cache-control"] {
+        if of(name).is_empty() {
+            found.push(format!("no {name}"));
+        }
+    }
+    found
 }
 
 #[derive(Debug, Clone)]
