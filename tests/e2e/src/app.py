@@ -12,7 +12,7 @@ MARK = sys.argv[1]
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 RUN = os.urandom(8).hex()
 PAGE = f"""<!doctype html><meta charset="utf-8"><title>{MARK}</title><h1>{MARK}</h1><p></p><script>
-const socket = new WebSocket(`ws://${{location.host}}/socket`);
+const socket = new WebSocket(`${{location.origin.replace('http', 'ws')}}/socket`);
 socket.onopen = () => socket.send('ping');
 socket.onmessage = (event) => {{ document.querySelector('p').textContent = event.data; }};
 </script>"""

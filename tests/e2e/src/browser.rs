@@ -1,7 +1,7 @@
 //! A real Chromium, spoken to over its DevTools protocol. It must not know what is on a page.
 //!
 //! Our own, because the crate that does the same compiles all of the protocol, which takes longer than every other
-//! dependency together; eight of its commands are used here.
+//! dependency together; a dozen of its commands are used here.
 //! Source: <https://chromedevtools.github.io/devtools-protocol/>
 
 use std::collections::HashMap;
@@ -51,9 +51,15 @@ pub struct Browser {
 
 impl Browser {
     pub async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// With further flags.
+    pub async fn start_with(flags: &[String]) -> Result<Self> {
         let profile = tempfile::Builder::new().prefix("choir-e2e-browser-").tempdir()?;
         let mut process = Command::new("chromium")
             .args(FLAGS)
+            .args(flags)
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
             .stdin(Stdio::null())
@@ -75,15 +81,28 @@ impl Browser {
 
     /// A new tab with an authenticator in it that makes and uses passkeys without asking.
     pub async fn page(&self) -> Result<Page> {
-        let created = self
-            .calls
-            .call(None, "Target.createTarget", json!({"url": "about:blank"}))
-            .await?;
+        self.open(json!({})).await
+    }
+
+    /// The same in a context of its own, as of another person: no cookie and no storage is shared.
+    pub async fn stranger(&self) -> Result<Page> {
+        let made = self.calls.call(None, "Target.createBrowserContext", json!({})).await?;
+        self.open(json!({"browserContextId": made["browserContextId"]})).await
+    }
+
+    /// Each tab has a window of its own and believes to have the focus: one behind another draws no frames and loses
+    /// keys and clicks.
+    async fn open(&self, mut target: Value) -> Result<Page> {
+        target["url"] = "about:blank".into();
+        target["newWindow"] = true.into();
+        let created = self.calls.call(None, "Target.createTarget", target).await?;
         let target = json!({"targetId": created["targetId"], "flatten": true});
         let attached = self.calls.call(None, "Target.attachToTarget", target).await?;
         let session = attached["sessionId"].as_str().context("the new tab has no session")?;
         let page = Page::new(self.calls.clone(), session.to_owned());
         page.call("Page.enable", json!({})).await?;
+        page.call("Emulation.setFocusEmulationEnabled", json!({"enabled": true}))
+            .await?;
         page.call("WebAuthn.enable", json!({})).await?;
         page.new_device().await?;
         Ok(page)

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use url::Url;
 
+use crate::database::Dump;
 use crate::http;
 
 const PROGRAMS: [&str; 4] = ["choir-hypervisor", "choir-volumes", "choir", "choir-sandbox"];
@@ -42,6 +44,16 @@ impl Instance {
     pub fn restart(&mut self, egress_allow: &[String]) -> Result<()> {
         run(&mut self.xtask("down"))?;
         self.start(egress_allow)
+    }
+
+    /// Changes the configuration and has the hypervisor start again with it. What runs in sandboxes goes on.
+    pub fn reconfigure(&self, change: impl FnOnce(&mut toml::Table)) -> Result<()> {
+        let file = self.path("hypervisor.toml");
+        let mut config: toml::Table = fs::read_to_string(&file)?.parse()?;
+        change(&mut config);
+        fs::write(&file, toml::to_string(&config)?)?;
+        let process = Pid::from_raw(self.hypervisor_pid()?).context("no process")?;
+        kill_process(process, Signal::TERM).context("cannot stop the hypervisor")
     }
 
     fn start(&mut self, egress_allow: &[String]) -> Result<()> {
@@ -107,6 +119,11 @@ impl Instance {
         Ok(id
             .with_context(|| format!("{sandbox} has no running container"))?
             .to_owned())
+    }
+
+    /// Everything in the database now.
+    pub fn database(&self) -> Result<Dump> {
+        Dump::of(&self.path("choir.db"))
     }
 
     /// Something below the data directory.

@@ -2,6 +2,8 @@
 //! HTTP. It must not know what any one test claims.
 
 pub mod browser;
+pub mod database;
+pub mod front;
 pub mod http;
 pub mod instance;
 pub mod load;

@@ -1,6 +1,7 @@
 //! Clients that ask without pause, each request on a connection of its own, and what became of every one. It must not
 //! forgive: only a connection that broke under a request may be asked again, within the same limit.
 
+use std::fmt;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,10 +21,29 @@ pub const LIMIT: Duration = Duration::from_secs(2);
 /// What became of the requests of all clients.
 #[derive(Debug, Default)]
 pub struct Tally {
-    pub answered: u64,
     /// Connections that broke under a request; the request was answered on the next one.
     pub broken: u64,
-    pub longest: Duration,
+    /// How long each answered request took, the longest last.
+    pub times: Vec<Duration>,
+}
+
+impl Tally {
+    /// The time within which 99 of 100 requests were answered.
+    pub fn p99(&self) -> Duration {
+        let index = (self.times.len() * 99).div_ceil(100).saturating_sub(1);
+        self.times.get(index).copied().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let longest = self.times.last().copied().unwrap_or_default();
+        let (answered, broken, p99) = (self.times.len(), self.broken, self.p99());
+        write!(
+            f,
+            "{answered} answered, {broken} broken, p99 {p99:.1?}, longest {longest:.1?}"
+        )
+    }
 }
 
 /// Clients under way.
@@ -74,10 +94,10 @@ impl Load {
         let mut all = Tally::default();
         while let Some(ended) = self.clients.join_next().await {
             let one = ended??;
-            all.answered += one.answered;
             all.broken += one.broken;
-            all.longest = all.longest.max(one.longest);
+            all.times.extend(one.times);
         }
+        all.times.sort();
         Ok(all)
     }
 }
@@ -114,10 +134,27 @@ impl Client {
             };
             let good = (200..300).contains(&answer.status) && answer.body.contains(&self.wanted);
             ensure!(good, "{} answered {} {}", self.url, answer.status, answer.body);
-            tally.answered += 1;
-            tally.longest = tally.longest.max(begun.elapsed());
-            self.answered.store(tally.answered, Ordering::Relaxed);
+            tally.times.push(begun.elapsed());
+            self.answered.fetch_add(1, Ordering::Relaxed);
         }
         Ok(tally)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::Tally;
+
+    #[test]
+    fn one_slow_request_in_a_hundred_is_not_the_p99_and_two_are() {
+        let times = |slow| {
+            let mut times = vec![Duration::from_millis(1); 100 - slow];
+            times.extend(vec![Duration::from_secs(1); slow]);
+            Tally { broken: 0, times }
+        };
+        assert_eq!(times(1).p99(), Duration::from_millis(1));
+        assert_eq!(times(2).p99(), Duration::from_secs(1));
     }
 }

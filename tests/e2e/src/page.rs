@@ -8,6 +8,15 @@ use serde_json::{Value, json};
 use crate::browser::Calls;
 use crate::waiting::until;
 
+/// What a failure is told with: a lost click shows in what has the focus and in which controls are off.
+const DIAGNOSIS: &str = "(() => {
+    const marks = it => [...it.attributes].filter(a => /^(id|name|data-.*)$/.test(a.name)).map(a => `[${a.name}=${a.value}]`);
+    const name = it => it ? it.tagName.toLowerCase() + marks(it).join('') : 'nothing';
+    const off = [...document.querySelectorAll(':disabled')].slice(0, 12).map(name).join(' ');
+    const state = `${document.readyState}, ${document.hidden ? 'hidden' : 'visible'}`;
+    return `${location.href} (${state})\n${document.body?.innerText}\nfocus: ${name(document.activeElement)}\ndisabled: ${off || 'nothing'}`;
+})()";
+
 /// A tab of a [`crate::browser::Browser`].
 pub struct Page {
     calls: Calls,
@@ -48,6 +57,28 @@ impl Page {
         Ok(())
     }
 
+    /// Takes over the passkeys of another page's device as they are now, as a password manager does. Their counters
+    /// go on from there, so only the one that used them last may be copied.
+    pub async fn sync_passkeys(&self, from: &Self) -> Result<()> {
+        let known = from
+            .call("WebAuthn.getCredentials", json!({"authenticatorId": from.device()}))
+            .await?;
+        self.call("WebAuthn.clearCredentials", json!({"authenticatorId": self.device()}))
+            .await?;
+        for credential in known["credentials"].as_array().context("no passkeys")? {
+            let add = json!({"authenticatorId": self.device(), "credential": credential});
+            self.call("WebAuthn.addCredential", add).await?;
+        }
+        Ok(())
+    }
+
+    fn device(&self) -> Option<Value> {
+        self.authenticator
+            .lock()
+            .expect("no holder of this lock panics")
+            .clone()
+    }
+
     /// Goes there by the address bar, and waits until a page has loaded, wherever redirects led.
     pub async fn goto(&self, url: &str) -> Result<()> {
         let gone = self.call("Page.navigate", json!({"url": url})).await?;
@@ -83,10 +114,7 @@ impl Page {
         match seen {
             Ok(value) => Ok(value),
             Err(error) => {
-                let shown = self
-                    .eval("location.href + '\\n' + document.body?.innerText")
-                    .await
-                    .unwrap_or_default();
+                let shown = self.eval(DIAGNOSIS).await.unwrap_or_default();
                 Err(error.context(format!("the page shows {}", shown.as_str().unwrap_or("nothing"))))
             }
         }
@@ -124,15 +152,23 @@ impl Page {
         Ok(())
     }
 
-    /// Types into a field, replacing what is there.
+    /// Types into a field, replacing what is there, until the text is in it: a key pressed while a page comes up is
+    /// lost.
     pub async fn fill(&self, selector: &str, text: &str) -> Result<()> {
-        let find = json!(selector);
-        self.wait(&format!(
-            "(() => {{ const it = document.querySelector({find}); it?.focus(); it?.select(); return document.activeElement === it; }})()"
-        ))
-        .await?;
-        self.call("Input.insertText", json!({"text": text})).await?;
-        Ok(())
+        let (find, wanted) = (json!(selector), json!(text));
+        until(&format!("{selector} to take {text}"), async || {
+            self.wait(&format!(
+                "(() => {{ const it = document.querySelector({find}); it?.focus(); it?.select(); \
+                 return document.activeElement === it; }})()"
+            ))
+            .await?;
+            self.call("Input.insertText", json!({"text": text})).await?;
+            let filled = self
+                .eval(&format!("document.querySelector({find})?.value === {wanted}"))
+                .await?;
+            Ok((filled == true).then_some(()))
+        })
+        .await
     }
 
     /// The `Cookie` header's value that the browser would send there, HttpOnly ones included.

@@ -14,16 +14,23 @@ use crate::waiting::{PATIENCE, until};
 
 /// Who everybody is in these tests.
 pub const USER: &str = "ada";
+/// What the first user's token may do.
+pub const EVERYTHING: [&str; 3] = ["read", "write", "admin"];
 /// The one workspace.
 pub const WORKSPACE: &str = "main";
 
 /// An app with a websocket; see its first line.
 const APP: &str = include_str!("app.py");
 
-/// Opens the claim link, makes an account with a passkey, and returns the recovery codes the page shows.
+/// Claims the box, and returns the recovery codes the page shows.
 pub async fn register(page: &Page, instance: &Instance) -> Result<Vec<String>> {
-    page.goto(&instance.claim_link()?).await?;
-    page.fill("#username", USER).await?;
+    join(page, &instance.claim_link()?, USER).await
+}
+
+/// Opens a claim or invite link, makes an account with a passkey, and returns the recovery codes the page shows.
+pub async fn join(page: &Page, link: &str, name: &str) -> Result<Vec<String>> {
+    page.goto(link).await?;
+    page.fill("#username", name).await?;
     page.click("form[data-do=register] button").await?;
     let codes = page
         .wait("[...document.querySelectorAll('#codes:not([hidden]) li')].map(it => it.textContent)")
@@ -34,9 +41,69 @@ pub async fn register(page: &Page, instance: &Instance) -> Result<Vec<String>> {
     serde_json::from_value(codes).context("the page shows no codes")
 }
 
-/// A token for everything, made with the session of a page of the control host that is fresh.
-pub async fn token(page: &Page, instance: &Instance) -> Result<Client> {
-    let body = json!({"name": "e2e", "scopes": ["read", "write", "admin"]});
+/// Signs in by the button on the login page.
+pub async fn log_in(page: &Page) -> Result<()> {
+    page.click("form[data-do=login] button").await?;
+    page.wait("location.pathname === '/' && document.querySelector('form[data-do=create]')")
+        .await?;
+    is_signed_in(page).await
+}
+
+/// Signs out by the button that every page of the control host has.
+pub async fn log_out(page: &Page) -> Result<()> {
+    page.click("button[data-do=logout]").await?;
+    page.wait("location.pathname === '/login' && document.querySelector('form[data-do=login]')")
+        .await?;
+    let me = page.eval("fetch('/auth/me').then(it => it.json())").await?;
+    anyhow::ensure!(me["authenticated"] == false, "still signed in after signing out: {me}");
+    Ok(())
+}
+
+/// From the login page: a recovery code opens the way to a new passkey; `left` codes are good after it.
+pub async fn recover(page: &Page, code: &str, left: usize) -> Result<()> {
+    show_code(page, code).await?;
+    make_passkey(page, left).await
+}
+
+/// The first half: the page takes the code, and offers to make a passkey.
+pub async fn show_code(page: &Page, code: &str) -> Result<()> {
+    page.click("a[href='/recover']").await?;
+    page.fill("#username", USER).await?;
+    page.fill("#code", code).await?;
+    page.click("form[data-do=recover] button").await?;
+    page.wait("!document.querySelector('form[data-do=new-passkey]').hidden")
+        .await?;
+    Ok(())
+}
+
+/// The second half.
+pub async fn make_passkey(page: &Page, left: usize) -> Result<()> {
+    page.click("form[data-do=new-passkey] button").await?;
+    page.wait("location.pathname === '/account' && document.querySelector('#passkeys')")
+        .await?;
+    is_signed_in(page).await?;
+    let text = page.eval("document.body.innerText").await?;
+    let text = text.as_str().unwrap_or_default();
+    anyhow::ensure!(
+        text.contains(&format!("{left} of 10 are left")),
+        "not {left} codes are left: {text}"
+    );
+    Ok(())
+}
+
+/// Whether a page of the control host is the first user's.
+pub async fn is_signed_in(page: &Page) -> Result<()> {
+    let me = page.eval("fetch('/auth/me').then(it => it.json())").await?;
+    anyhow::ensure!(
+        me["user"]["name"] == USER && me["by"] == "session",
+        "not signed in: {me}"
+    );
+    Ok(())
+}
+
+/// A token, made with the session of a page of the control host that is fresh.
+pub async fn token(page: &Page, instance: &Instance, scopes: &[&str]) -> Result<Client> {
+    let body = json!({"name": "e2e", "scopes": scopes});
     let made = page
         .eval(&format!(
             "fetch('/me/tokens', {{method: 'POST', headers: {{'X-Choir': '1', 'Content-Type': 'application/json'}}, \

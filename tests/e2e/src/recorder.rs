@@ -1,5 +1,5 @@
-//! A web server on another port of `localhost`: it serves one empty page and writes down what browsers send it. To a
-//! browser's cookies it is the control host, because cookies ignore ports.
+//! A web server on another port of `localhost`: it serves one empty page, which under `/open` any origin may read, and
+//! writes down what browsers send it. To a browser's cookies it is the control host, because cookies ignore ports.
 
 use std::sync::{Arc, Mutex};
 
@@ -66,7 +66,7 @@ async fn serve(stream: TcpStream, seen: Arc<Mutex<Vec<Seen>>>) -> Result<()> {
     stream.read_line(&mut line).await?;
     let mut words = line.split(' ').map(str::to_owned);
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let (mut cookie, mut length) = (String::new(), 0);
+    let (mut cookie, mut origin, mut length) = (String::new(), String::new(), 0);
     loop {
         line.clear();
         stream.read_line(&mut line).await?;
@@ -75,18 +75,23 @@ async fn serve(stream: TcpStream, seen: Arc<Mutex<Vec<Seen>>>) -> Result<()> {
         };
         match name.to_ascii_lowercase().as_str() {
             "cookie" => cookie = value.trim().to_owned(),
+            "origin" => origin = value.trim().to_owned(),
             "content-length" => length = value.trim().parse()?,
             _ => {}
         }
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
+    let readable = match path.starts_with("/open") {
+        true => format!("\r\nAccess-Control-Allow-Credentials: true\r\nAccess-Control-Allow-Origin: {origin}"),
+        false => String::new(),
+    };
     seen.lock()
         .expect("no holder of this lock panics")
         .push(Seen { method, path, cookie });
     let page = "<!doctype html><title>another site</title>";
     let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/html";
-    let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{page}", page.len());
+    let answer = format!("{head}{readable}\r\nContent-Length: {}\r\n\r\n{page}", page.len());
     stream.write_all(answer.as_bytes()).await?;
     Ok(())
 }

@@ -19,17 +19,18 @@ async fn a_person_registers_recovers_and_swaps_in_a_browser_and_no_other_site_ca
     if skip::cannot_run("browser") {
         return Ok(());
     }
+    let before = attacks::Before::now()?;
     let instance = Instance::up(&[])?;
     let browser = Browser::start().await?;
     let page = browser.page().await?;
 
     let codes = step("register by the claim link", person::register(&page, &instance)).await?;
     ensure!(codes.len() == 10, "{} recovery codes were shown", codes.len());
-    step("log out", log_out(&page)).await?;
-    step("log in", log_in(&page)).await?;
-    step("log out again", log_out(&page)).await?;
+    step("log out", person::log_out(&page)).await?;
+    step("log in", person::log_in(&page)).await?;
+    step("log out again", person::log_out(&page)).await?;
     step("recover with a code", recover(&page, &codes[0])).await?;
-    let client = person::token(&page, &instance).await?;
+    let client = person::token(&page, &instance, &person::EVERYTHING).await?;
 
     step("create a workspace", create_workspace(&page, &instance)).await?;
     for slot in Slot::ALL {
@@ -48,52 +49,31 @@ async fn a_person_registers_recovers_and_swaps_in_a_browser_and_no_other_site_ca
         step(&format!("open {slot}, swapped"), open_app(&page, &instance, slot, app)).await?;
     }
 
-    attacks::all(&browser, &page, &instance, &client).await
+    let stranger = browser.stranger().await?;
+    step(
+        "another user",
+        attacks::another_user_arrives(&stranger, &instance, &client),
+    )
+    .await?;
+    attacks::all(&browser, &page, &instance, &client, &before, &codes[1]).await?;
+    drop(browser);
+    attacks::hosts_of_one_site_are_strangers(&instance, &codes[2]).await
 }
 
-async fn log_out(page: &Page) -> Result<()> {
-    page.click("button[data-do=logout]").await?;
-    page.wait("location.pathname === '/login' && document.querySelector('form[data-do=login]')")
-        .await?;
-    let me = page.eval("fetch('/auth/me').then(it => it.json())").await?;
-    ensure!(me["authenticated"] == false, "still signed in after signing out: {me}");
-    Ok(())
-}
-
-async fn log_in(page: &Page) -> Result<()> {
-    page.click("form[data-do=login] button").await?;
-    page.wait("location.pathname === '/' && document.querySelector('form[data-do=create]')")
-        .await?;
-    is_signed_in(page).await
-}
-
-/// The device with the passkey is lost: a code, and a new passkey on a new device. The code is then used up.
+/// On the device that still has the old passkey, which can hold no second one for the account, and then on a new one.
 async fn recover(page: &Page, code: &str) -> Result<()> {
-    page.new_device().await?;
-    page.click("a[href='/recover']").await?;
-    page.fill("#username", USER).await?;
-    page.fill("#code", code).await?;
-    page.click("form[data-do=recover] button").await?;
+    person::show_code(page, code).await?;
     page.click("form[data-do=new-passkey] button").await?;
-    page.wait("location.pathname === '/account' && document.querySelector('#passkeys')")
+    let told = page
+        .wait("document.querySelector('#error:not([hidden])')?.textContent")
         .await?;
-    is_signed_in(page).await?;
-    let text = page.eval("document.body.innerText").await?;
-    let text = text.as_str().unwrap_or_default();
+    let told = told.as_str().unwrap_or_default();
     ensure!(
-        text.contains("9 of 10 are left"),
-        "the used code is still there: {text}"
+        told.contains("already has a passkey"),
+        "a device with the old passkey is told: {told}"
     );
-    Ok(())
-}
-
-async fn is_signed_in(page: &Page) -> Result<()> {
-    let me = page.eval("fetch('/auth/me').then(it => it.json())").await?;
-    ensure!(
-        me["user"]["name"] == USER && me["by"] == "session",
-        "not signed in: {me}"
-    );
-    Ok(())
+    page.new_device().await?;
+    person::make_passkey(page, 9).await
 }
 
 async fn create_workspace(page: &Page, instance: &Instance) -> Result<()> {

@@ -117,7 +117,7 @@ async fn sign_in(instance: &Instance) -> Result<Client> {
     let browser = Browser::start().await?;
     let page = browser.page().await?;
     person::register(&page, instance).await?;
-    person::token(&page, instance).await
+    person::token(&page, instance, &person::EVERYTHING).await
 }
 
 /// The addresses of the servers that the tools in the sandbox ask, as this machine resolves them: they may be private.

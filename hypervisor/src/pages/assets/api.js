@@ -16,11 +16,17 @@ export function say(text) {
   document.getElementById('status').textContent = text;
 }
 
+// What browsers say of passkeys is for programmers.
+const EXPLAINED = {
+  // A person cancelled, or waited too long.
+  NotAllowedError: 'The passkey prompt was cancelled or timed out; try again.',
+  // One device holds one passkey of an account.
+  InvalidStateError: 'This device already has a passkey for this account; sign in with it, or use another device.',
+};
+
 export function complain(error) {
   const place = document.getElementById('error');
-  // NotAllowedError is what browsers give when a person cancels or waits too long.
-  place.textContent =
-    error?.name === 'NotAllowedError' ? 'The passkey prompt was cancelled or timed out; try again.' : (error?.message ?? String(error));
+  place.textContent = EXPLAINED[error?.name] ?? error?.message ?? String(error);
   place.hidden = false;
   say('');
 }

@@ -3,8 +3,13 @@
 
 mod origins;
 mod requests;
+mod sessions;
+mod shared;
 mod sockets;
 mod state;
+
+pub use shared::{another_user_arrives, hosts_of_one_site_are_strangers};
+pub use sockets::Before;
 
 use anyhow::{Result, ensure};
 use choir_api::client::Client;
@@ -41,8 +46,15 @@ impl Scene<'_> {
     }
 }
 
-/// `control` is signed in; live and dev serve their apps.
-pub async fn all(browser: &Browser, control: &Page, instance: &Instance, client: &Client) -> Result<()> {
+/// `control` is signed in; live and dev serve their apps. The last of it uses a recovery code, and ends the token.
+pub async fn all(
+    browser: &Browser,
+    control: &Page,
+    instance: &Instance,
+    client: &Client,
+    before: &Before,
+    code: &str,
+) -> Result<()> {
     control.goto(instance.origin().as_str()).await?;
     let (evil, other) = (browser.page().await?, Recorder::start().await?);
     let scene = Scene {
@@ -53,7 +65,7 @@ pub async fn all(browser: &Browser, control: &Page, instance: &Instance, client:
         other: &other,
         client,
     };
-    step("A03", sockets::only_the_hypervisor_listens(&scene)).await?;
+    step("A03", sockets::only_the_hypervisor_listens(&scene, before)).await?;
     step(
         "A01",
         requests::a_sandbox_page_calls_every_route_without_the_cookie(&scene),
@@ -71,5 +83,5 @@ pub async fn all(browser: &Browser, control: &Page, instance: &Instance, client:
     step("A14", origins::no_origin_may_read_the_control_host(&scene)).await?;
     let me = client.me().await?;
     ensure!(me.authenticated, "the token died under the attacks");
-    Ok(())
+    step("B13", sessions::websockets_end_with_their_session(&scene, code)).await
 }

@@ -47,6 +47,18 @@ async (base, routes) => {
       image.src = url;
     });
   }
+  function frame(url) {
+    learnt.sent += 1;
+    return patiently((done) => {
+      const frame = document.createElement('iframe');
+      frame.onload = () => {
+        frame.remove();
+        done();
+      };
+      frame.src = url;
+      document.body.append(frame);
+    });
+  }
   function websocket(url) {
     learnt.sent += 1;
     return patiently((done) => {
@@ -64,7 +76,7 @@ async (base, routes) => {
     const url = base + path;
     const same = [cors(method, url)];
     if (method === 'GET' || method === 'POST') same.push(noCors(method, url));
-    if (method === 'GET') same.push(image(url), websocket(url));
+    if (method === 'GET') same.push(image(url), frame(url), websocket(url));
     if (method === 'POST') {
       learnt.sent += 1;
       navigator.sendBeacon(url, '{}');

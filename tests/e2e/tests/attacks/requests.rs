@@ -8,12 +8,12 @@ use choir_hypervisor::auth::SESSION_COOKIE;
 use serde_json::{Value, json};
 
 use super::Scene;
-use super::state::{same, state, targets};
+use super::state::{targets, things};
 
 const ATTACK: &str = include_str!("requests.js");
 
 /// Lets the page send everything to these routes below `base`.
-async fn attack(page: &Page, base: &str, routes: &[Value]) -> Result<Value> {
+pub async fn attack(page: &Page, base: &str, routes: &[Value]) -> Result<Value> {
     page.eval(&format!(
         "({})({}, {})",
         ATTACK.trim_end().trim_end_matches(';'),
@@ -23,14 +23,14 @@ async fn attack(page: &Page, base: &str, routes: &[Value]) -> Result<Value> {
     .await
 }
 
-fn nothing_learnt(learnt: &Value) -> Result<()> {
+pub fn nothing_learnt(learnt: &Value) -> Result<()> {
     ensure!(learnt["read"] == json!([]), "the page could read {}", learnt["read"]);
     ensure!(learnt["open"] == json!([]), "websockets opened: {}", learnt["open"]);
     Ok(())
 }
 
 /// One request of each kind to the recorder, so that it is seen which carry the cookie.
-fn probe(name: &str) -> Vec<Value> {
+pub fn probe(name: &str) -> Vec<Value> {
     ["GET", "POST", "DELETE"]
         .map(|method| json!({"method": method, "path": format!("/{name}")}))
         .into()
@@ -38,14 +38,16 @@ fn probe(name: &str) -> Vec<Value> {
 
 pub async fn a_sandbox_page_calls_every_route_without_the_cookie(scene: &Scene<'_>) -> Result<()> {
     scene.evil.goto(&scene.app(Slot::Live)).await?;
-    let before = state(scene.control).await?;
-    let learnt = attack(scene.evil, &scene.base(), &targets(&before)).await?;
+    let routes = targets(&things(scene.control).await?);
+    let before = scene.instance.database()?;
+    let learnt = attack(scene.evil, &scene.base(), &routes).await?;
     ensure!(
         learnt["sent"].as_u64() > Some(100),
         "hardly anything was sent: {learnt}"
     );
     nothing_learnt(&learnt)?;
-    same(&before, &state(scene.control).await?)?;
+    scene.instance.database()?.same_as(&before)?;
+    our_own_request_shows_in_the_database(scene).await?;
 
     let other = scene.other;
     attack(scene.evil, &other.origin(), &probe("from-sandbox")).await?;
@@ -58,6 +60,17 @@ pub async fn a_sandbox_page_calls_every_route_without_the_cookie(scene: &Scene<'
     Ok(())
 }
 
+/// The control of every comparison: one of the requests above, from a page of the control host.
+async fn our_own_request_shows_in_the_database(scene: &Scene<'_>) -> Result<()> {
+    let before = scene.instance.database()?;
+    let made = "fetch('/admin/invites', {method: 'POST', body: '{}', \
+                headers: {'Content-Type': 'application/json', 'X-Choir': '1'}}).then(it => it.ok)";
+    ensure!(scene.control.eval(made).await? == true, "our own page could not invite");
+    let changed = scene.instance.database()?.same_as(&before);
+    ensure!(changed.is_err(), "an invite does not show in the database");
+    Ok(())
+}
+
 pub async fn a_page_on_another_port_is_refused_although_the_cookie_comes(scene: &Scene<'_>) -> Result<()> {
     let other = scene.other;
     scene.evil.goto(&format!("{}/page", other.origin())).await?;
@@ -67,9 +80,10 @@ pub async fn a_page_on_another_port_is_refused_although_the_cookie_comes(scene: 
     let with = seen.iter().filter(|it| it.cookie.contains(SESSION_COOKIE)).count();
     ensure!(with >= 7, "the cookie came with {with} of {} requests only", seen.len());
 
-    let before = state(scene.control).await?;
-    nothing_learnt(&attack(scene.evil, &scene.base(), &targets(&before)).await?)?;
-    same(&before, &state(scene.control).await?)?;
+    let routes = targets(&things(scene.control).await?);
+    let before = scene.instance.database()?;
+    nothing_learnt(&attack(scene.evil, &scene.base(), &routes).await?)?;
+    scene.instance.database()?.same_as(&before)?;
     only_our_own_page_may(scene).await
 }
 
@@ -108,9 +122,11 @@ async fn only_our_own_page_may(scene: &Scene<'_>) -> Result<()> {
 }
 
 pub async fn navigating_to_any_route_changes_nothing(scene: &Scene<'_>) -> Result<()> {
-    let before = state(scene.control).await?;
     let evil = scene.app(Slot::Live);
-    let mut paths: Vec<_> = targets(&before)
+    scene.evil.goto(&evil).await?;
+    let routes = targets(&things(scene.control).await?);
+    let before = scene.instance.database()?;
+    let mut paths: Vec<_> = routes
         .iter()
         .map(|it| it["path"].as_str().unwrap_or("/").to_owned())
         .collect();
@@ -138,7 +154,7 @@ pub async fn navigating_to_any_route_changes_nothing(scene: &Scene<'_>) -> Resul
             scene.evil.wait("document.querySelector('#passkeys')").await?;
         }
     }
-    same(&before, &state(scene.control).await?)?;
+    scene.instance.database()?.same_as(&before)?;
     until("live to be ready still", async || {
         let view = scene.client.workspace(&choir_e2e::person::workspace()).await?;
         Ok((view.slots.live.state == "ready").then_some(()))
