@@ -86,11 +86,13 @@ impl Ports {
     }
 }
 
-/// How much runs that proxied bytes do not show.
+/// How much runs that proxied bytes do not show, and what could not go on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Activity {
     pub tasks: u32,
     pub terminals: u32,
+    /// Processes that the kernel has killed for want of memory.
+    pub oom_kills: u64,
 }
 
 /// The shared state. The runtime is one thread; the locks only satisfy the compiler and are never contended.
@@ -155,11 +157,12 @@ impl Agent {
         self.activity.subscribe()
     }
 
-    /// Counts again; to be called whenever a task or terminal came or went.
+    /// Counts again; to be called whenever a task or terminal came or went, or a process ended.
     pub fn count(&self) {
         let now = Activity {
             tasks: self.tasks.active(),
             terminals: self.terminals.open(),
+            oom_kills: oom_kills(),
         };
         self.activity.send_if_modified(|old| std::mem::replace(old, now) != now);
     }
@@ -200,4 +203,20 @@ impl Agent {
         }
         value
     }
+}
+
+/// As the container's own cgroup counts them: version 2's file, then version 1's.
+fn oom_kills() -> u64 {
+    let files = [
+        "/sys/fs/cgroup/memory.events",
+        "/sys/fs/cgroup/memory/memory.oom_control",
+    ];
+    let text = files
+        .iter()
+        .find_map(|file| std::fs::read_to_string(file).ok())
+        .unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))
+        .and_then(|count| count.trim().parse().ok())
+        .unwrap_or(0)
 }

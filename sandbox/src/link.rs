@@ -71,7 +71,7 @@ impl Link {
             nonce,
         };
         channel.send(&hello, None).await?;
-        let mut activity = agent.activity();
+        let (mut activity, mut ended) = (agent.activity(), agent.reaper.ended());
         activity.mark_changed();
         loop {
             tokio::select! {
@@ -84,9 +84,15 @@ impl Link {
                 },
                 Ok(()) = activity.changed(), if self.welcomed => {
                     let now = *activity.borrow_and_update();
-                    let message = FromAgent::Activity { tasks: now.tasks, terminals: now.terminals };
+                    let message = FromAgent::Activity {
+                        tasks: now.tasks,
+                        terminals: now.terminals,
+                        oom_kills: now.oom_kills,
+                    };
                     channel.send(&message, None).await?;
                 }
+                // What the kernel killed shows soon: whoever started it ends, or it comes to us as an orphan.
+                Ok(()) = ended.changed() => agent.count(),
             }
         }
     }

@@ -30,6 +30,7 @@ pub struct Reaper {
     waiting: Arc<Mutex<HashMap<i32, oneshot::Sender<Exit>>>>,
     /// Whether there was any child at the last look.
     children: watch::Sender<bool>,
+    ended: watch::Sender<()>,
 }
 
 impl Default for Reaper {
@@ -37,6 +38,7 @@ impl Default for Reaper {
         Self {
             waiting: Arc::default(),
             children: watch::Sender::new(false),
+            ended: watch::Sender::new(()),
         }
     }
 }
@@ -68,6 +70,11 @@ impl Reaper {
         let _ = self.children.subscribe().wait_for(|any| !any).await;
     }
 
+    /// Changes whenever children have ended.
+    pub fn ended(&self) -> watch::Receiver<()> {
+        self.ended.subscribe()
+    }
+
     /// The process groups of the registered children; each leads its own.
     pub fn groups(&self) -> Vec<i32> {
         self.lock().keys().copied().collect()
@@ -85,6 +92,7 @@ impl Reaper {
                 -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
                 -1 => return false,
                 pid => {
+                    self.ended.send_replace(());
                     if let Some(sender) = waiting.remove(&pid) {
                         // Nobody may be waiting any more.
                         let _ = sender.send(exit(status));

@@ -89,6 +89,15 @@ impl SlotView {
         self.reason = observed.reason();
     }
 
+    /// So many of its processes ran out of memory; it goes on without them.
+    pub fn lacked_memory(&mut self, processes: u64) {
+        if processes > 0 && self.reason.is_none() {
+            self.reason = Some(format!(
+                "processes that ran out of memory and were killed: {processes}; raise `limits.memory` or use less"
+            ));
+        }
+    }
+
     /// It waits until fewer than `most` run, with so many in line before it.
     pub fn queue(&mut self, most: usize, before: usize) {
         "queued".clone_into(&mut self.state);

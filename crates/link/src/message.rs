@@ -57,6 +57,9 @@ pub enum FromAgent {
     Activity {
         tasks: u32,
         terminals: u32,
+        /// Processes that the kernel has killed for want of memory since the container started.
+        #[serde(default)]
+        oom_kills: u64,
     },
 }
 

@@ -78,11 +78,12 @@ pub enum Notice {
     Lost { generation: Generation },
     /// The container or its agent is not what the template says; the runtime has killed it.
     Refused { generation: Generation, reason: String },
-    /// Tasks and terminals that run without any traffic.
+    /// Tasks and terminals that run without any traffic, and how many processes have run out of memory so far.
     Activity {
         generation: Generation,
         tasks: u32,
         terminals: u32,
+        oom_kills: u64,
     },
     /// Somebody inside connected to the broker or the egress port.
     Inside {

@@ -141,11 +141,19 @@ impl Link {
                     }
                     Err(e) => break format!("the {kind:?} listener: {e}"),
                 },
-                (FromAgent::Activity { tasks, terminals }, None) => {
+                (
+                    FromAgent::Activity {
+                        tasks,
+                        terminals,
+                        oom_kills,
+                    },
+                    None,
+                ) => {
                     let notice = Notice::Activity {
                         generation: context.generation.clone(),
                         tasks,
                         terminals,
+                        oom_kills,
                     };
                     let _ = context.notices.send(notice).await;
                 }

@@ -134,12 +134,13 @@ impl Sim {
         Stream::Memory(near)
     }
 
-    /// As if the agent had reported what runs.
-    pub async fn activity(&self, generation: &Generation, tasks: u32, terminals: u32) {
+    /// As if the agent had reported what runs, and how many processes have run out of memory.
+    pub async fn activity(&self, generation: &Generation, tasks: u32, terminals: u32, oom_kills: u64) {
         self.tell(Notice::Activity {
             generation: generation.clone(),
             tasks,
             terminals,
+            oom_kills,
         })
         .await;
     }

@@ -128,7 +128,11 @@ async fn only_the_right_nonce_generation_and_protocol_are_welcomed() {
         hello(PROTOCOL, 2, &nonce),
         hello(PROTOCOL + 1, 0, &nonce),
         hello(0, 0, &nonce),
-        FromAgent::Activity { tasks: 0, terminals: 0 },
+        FromAgent::Activity {
+            tasks: 0,
+            terminals: 0,
+            oom_kills: 0,
+        },
     ];
     for message in wrong {
         let channel = Channel::connect(&rig.socket).unwrap();
@@ -203,7 +207,11 @@ async fn a_flood_of_messages_ends_the_link() {
     let channel = rig.link().await;
     let flood = async {
         loop {
-            let message = FromAgent::Activity { tasks: 1, terminals: 0 };
+            let message = FromAgent::Activity {
+                tasks: 1,
+                terminals: 0,
+                oom_kills: 0,
+            };
             if channel.send(&message, None).await.is_err() {
                 return;
             }

@@ -46,6 +46,8 @@ const STARTS_AT_ONCE: usize = 4;
 pub struct Status {
     pub desired: Desired,
     pub observed: Observed,
+    /// Processes of this generation that ran out of memory.
+    pub oom_kills: u64,
 }
 
 /// A sandbox's worker, seen from outside.
@@ -329,6 +331,7 @@ impl Fleet {
         let (status, seen) = watch::channel(Status {
             desired: sandbox.desired,
             observed: present.observed.clone(),
+            oom_kills: 0,
         });
         let activity = Activity::new(self.ticks.clone());
         let policy = Arc::new(ArcSwap::from_pointee(self.policy(view, sandbox)));
@@ -363,6 +366,7 @@ impl Fleet {
             turn: None,
             effect: false,
             engaged: 0,
+            oom_kills: (!present.started).then_some(0),
             restart: false,
             thaw_asked: false,
             limits_stale: present.limits_stale,
@@ -456,12 +460,14 @@ impl Fleet {
                     generation,
                     tasks,
                     terminals,
+                    oom_kills,
                 } => (
                     generation.clone(),
                     Ask::Activity {
                         generation: generation.number,
                         tasks,
                         terminals,
+                        oom_kills,
                     },
                 ),
                 Notice::Inside {

@@ -51,6 +51,7 @@ pub enum Ask {
         generation: u64,
         tasks: u32,
         terminals: u32,
+        oom_kills: u64,
     },
     Done(Outcome),
 }
@@ -78,6 +79,8 @@ pub struct Worker {
     pub effect: bool,
     /// Tasks and terminals that run without traffic.
     pub engaged: u32,
+    /// Processes of this generation that ran out of memory; `None` while those before an adoption are unknown.
+    pub oom_kills: Option<u64>,
     /// Restart after the stop that is under way.
     pub restart: bool,
     /// A request came while the pause was under way.
@@ -169,10 +172,12 @@ impl Worker {
                 generation,
                 tasks,
                 terminals,
+                oom_kills,
             } => {
                 if self.observed.generation() == Some(generation) {
                     self.engaged = tasks.saturating_add(terminals);
                     self.activity.touch();
+                    self.count_oom_kills(oom_kills).await;
                 }
             }
             Ask::Done(outcome) => {
@@ -246,6 +251,18 @@ impl Worker {
         self.fleet.seen_running(&self.workspace, &self.id);
     }
 
+    async fn count_oom_kills(&mut self, now: u64) {
+        let before = self.oom_kills.replace(now);
+        if before != Some(now) {
+            self.publish();
+        }
+        // Once a generation: what the agent reports, others inside could report, too.
+        if before == Some(0) && now > 0 {
+            tracing::warn!(sandbox.id = %self.id, "a process ran out of memory and was killed");
+            self.audit("sandbox.process_killed", "out_of_memory").await;
+        }
+    }
+
     async fn exited(&mut self, generation: u64, exit: Exit, reason: String) {
         if self.observed.generation() != Some(generation) || self.is_over(generation) {
             return;
@@ -274,6 +291,7 @@ impl Worker {
             self.fleet.make_room();
         }
         self.engaged = 0;
+        self.oom_kills = Some(0);
         let outcome = if exit.oom_killed { "out_of_memory" } else { "exited" };
         if self.desired == Desired::Running && !self.restart {
             self.audit("sandbox.exited", outcome).await;
@@ -537,6 +555,7 @@ impl Worker {
         let status = Status {
             desired: self.desired,
             observed: self.observed.clone(),
+            oom_kills: self.oom_kills.unwrap_or(0),
         };
         self.status.send_replace(status);
     }

@@ -175,6 +175,7 @@ impl App {
                 let status = handle.status.borrow().clone();
                 shown.desired = status.desired;
                 shown.observe(&status.observed);
+                shown.lacked_memory(status.oom_kills);
                 if let Some(before) = handle.in_line() {
                     shown.queue(self.config.sandboxes.max_running, before);
                 }

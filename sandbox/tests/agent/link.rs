@@ -82,7 +82,7 @@ async fn a_dial_to_nothing_or_to_the_agents_own_ports_fails() {
 async fn activity_is_told_when_it_changes() {
     let (sandbox, link) = Sandbox::ready().await;
     let next = async || match link.next().await.0 {
-        FromAgent::Activity { tasks, terminals } => (tasks, terminals),
+        FromAgent::Activity { tasks, terminals, .. } => (tasks, terminals),
         other => panic!("instead of activity came {other:?}"),
     };
     assert_eq!(next().await, (0, 0));

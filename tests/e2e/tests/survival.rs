@@ -47,7 +47,8 @@ async fn what_dies_comes_back_and_hurts_nobody_else() -> Result<()> {
     .await?;
     step("dev forks without end", a_fork_bomb_hurts_nobody_else(&scene)).await?;
     step("dev fills its disk", a_full_disk_hurts_nobody_else(&scene)).await?;
-    step("dev floods its output", a_flood_of_output_hurts_nobody_else(&scene)).await
+    step("dev floods its output", a_flood_of_output_hurts_nobody_else(&scene)).await?;
+    step("dev falls asleep", an_idle_sandbox_keeps_its_files(&scene)).await
 }
 
 async fn scene() -> Result<Scene> {
@@ -284,6 +285,34 @@ async fn visitors(scene: &Scene) -> Result<Tally> {
 
 async fn pids_of_dev(scene: &Scene) -> Result<u64> {
     Ok(scene.client.stats(&workspace(), Slot::Dev).await?.pids)
+}
+
+/// Stopped for idleness and woken by the next call; live, whose app runs as a task, stays as it is.
+async fn an_idle_sandbox_keeps_its_files(scene: &Scene) -> Result<()> {
+    scene.restart_dev().await?;
+    run(&scene.client, Slot::Dev, "echo asleep > ~/kept").await?;
+    let live = scene.slot(Slot::Live).await?;
+    let patch = WorkspaceSettings {
+        idle_pause_s: Some(0),
+        idle_stop_s: Some(1),
+        ..WorkspaceSettings::default()
+    };
+    scene.client.patch_workspace(&workspace(), &patch).await?;
+    until("dev to be stopped", async || {
+        Ok((scene.slot(Slot::Dev).await?.state == "stopped").then_some(()))
+    })
+    .await?;
+    let kept = run(&scene.client, Slot::Dev, "cat ~/kept").await?;
+    ensure!(kept == "asleep\n", "its file holds `{kept}`");
+    let after = scene.slot(Slot::Live).await?;
+    ensure!(
+        after.state == "ready" && after.generation == live.generation,
+        "live is {} in generation {:?}, and was in {:?}",
+        after.state,
+        after.generation,
+        live.generation
+    );
+    Ok(())
 }
 
 async fn a_full_disk_hurts_nobody_else(scene: &Scene) -> Result<()> {

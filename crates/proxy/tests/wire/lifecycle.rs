@@ -70,6 +70,18 @@ async fn connections_are_kept_per_generation_and_gone_once_it_is_retired() {
 }
 
 #[tokio::test]
+async fn reading_a_page_counts_as_activity_and_being_refused_one_does_not() {
+    let world = world(plain).await;
+    let activity = &world.gate.live.activity;
+    let before = activity.last_ms();
+    world.clock.store(77, Ordering::SeqCst);
+    assert_eq!(status(&world.get(LIVE, &[]).await), 401);
+    assert_eq!(activity.last_ms(), before);
+    assert_eq!(status(&world.get(LIVE, &[COOKIE]).await), 200);
+    assert_eq!(activity.last_ms(), 77);
+}
+
+#[tokio::test]
 async fn a_sandbox_that_breaks_off_is_a_502_that_says_so() {
     let world = world_with(Recorder::new(|_| Some(b""), true), Bounds::default(), &[]).await;
     let answer = world.get(LIVE, &[COOKIE]).await;

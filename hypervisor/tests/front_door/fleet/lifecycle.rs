@@ -140,6 +140,33 @@ async fn a_sandbox_that_ran_out_of_memory_says_so() {
 }
 
 #[tokio::test]
+async fn a_process_that_ran_out_of_memory_is_shown_and_recorded_once_a_generation() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    let ready = change(&mut ada, Slot::Live, "start").await;
+    assert_eq!(ready["reason"], json!(null));
+    let handle = start.app.fleet.handle(&live).unwrap();
+    let generation = handle.ready().unwrap();
+    for kills in [0, 1, 1, 3] {
+        start.sim.activity(&generation, 0, 0, kills).await;
+        handle.settle(SOON, |s| s.oom_kills == kills).await;
+    }
+    let shown = shown(&mut ada).await;
+    let live = &shown["slots"]["live"];
+    assert_eq!(live["state"], "ready");
+    assert!(live["reason"].as_str().unwrap().contains("were killed: 3"), "{live}");
+    let audit = ada
+        .get("/me/audit?action=sandbox.process_killed")
+        .await
+        .expect(StatusCode::OK);
+    assert_eq!(audit["items"].as_array().unwrap().len(), 1, "{audit}");
+
+    let after = change(&mut ada, Slot::Live, "restart").await;
+    assert_eq!(after["reason"], json!(null));
+}
+
+#[tokio::test]
 async fn a_start_that_hangs_holds_nobody_else_up() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
@@ -221,6 +248,7 @@ async fn running_programs_keep_a_sandbox_awake() {
                 number: 1,
             },
             1,
+            0,
             0,
         )
         .await;
