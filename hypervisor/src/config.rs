@@ -253,6 +253,11 @@ impl Config {
                 "[auth] session_idle_s must be above 0 and at most session_absolute_s",
             ));
         }
+        if let Awake::At(schedule) = &self.sandboxes.awake {
+            schedule
+                .validate()
+                .map_err(|e| invalid(format!("[sandboxes] awake: {e}")))?;
+        }
         if self.sandboxes.max_running == 0 {
             return Err(invalid("[sandboxes] max_running must be at least 1"));
         }

@@ -77,9 +77,9 @@ impl Entry {
 
     /// Which port a host leads to, and who may open it.
     pub fn port(&self, host: &SandboxHost) -> (u16, Access) {
-        let app = self.app_port.get(host.slot);
+        let app = *self.app_port.get(host.slot);
         match host.port {
-            None => (app, self.access.get(host.slot)),
+            None => (app, *self.access.get(host.slot)),
             Some(port) => (port, self.ports.get(&port).copied().unwrap_or_default()),
         }
     }

@@ -5,8 +5,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::schedule::Schedule;
+
 /// When a slot runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Awake {
     /// Always; started at boot, never paused for idleness.
@@ -14,6 +16,9 @@ pub enum Awake {
     /// When somebody asks; paused, then stopped, when nobody does.
     #[default]
     OnDemand,
+    /// Started at these minutes and kept up during them, else on demand.
+    #[serde(untagged)]
+    At(Schedule),
 }
 
 /// What idleness asks for.
@@ -28,8 +33,8 @@ pub enum Idle {
 /// What to do with a sandbox last active at `active`, and paused or not.
 ///
 /// `pause` and `stop` count from the last activity; a zero switches that step off.
-pub fn idle(awake: Awake, active: Timestamp, paused: bool, pause: Duration, stop: Duration, now: Timestamp) -> Idle {
-    if awake == Awake::Always {
+pub fn idle(awake: &Awake, active: Timestamp, paused: bool, pause: Duration, stop: Duration, now: Timestamp) -> Idle {
+    if *awake == Awake::Always {
         return Idle::Until(Timestamp::MAX);
     }
     let due = |by: Duration| {
@@ -66,7 +71,7 @@ mod tests {
             pause in 0u64..100, stop in 0u64..100, idle_for in 0i64..200, paused: bool,
         ) {
             let (p, s) = (Duration::from_secs(pause), Duration::from_secs(stop));
-            let got = idle(Awake::OnDemand, at(1000), paused, p, s, at(1000 + idle_for));
+            let got = idle(&Awake::OnDemand, at(1000), paused, p, s, at(1000 + idle_for));
             let past = |by: u64| by > 0 && idle_for >= by as i64;
             let want_stop = past(stop);
             prop_assert_eq!(got == Idle::Stop, want_stop);
@@ -77,7 +82,7 @@ mod tests {
         #[test]
         fn an_always_slot_is_never_put_to_sleep(idle_for in 0i64..1_000_000) {
             let second = Duration::from_secs(1);
-            let got = idle(Awake::Always, at(0), false, second, second, at(idle_for));
+            let got = idle(&Awake::Always, at(0), false, second, second, at(idle_for));
             prop_assert_eq!(got, Idle::Until(Timestamp::MAX));
         }
     }

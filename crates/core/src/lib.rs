@@ -8,6 +8,7 @@ pub mod ids;
 pub mod limits;
 pub mod name;
 pub mod sandbox;
+mod schedule;
 pub mod settings;
 pub mod slot;
 
@@ -16,5 +17,6 @@ pub use host::{Door, Hosts, SandboxHost, Target};
 pub use ids::{DeploymentId, Generation, IdRange, ReleaseId, SandboxId, SnapshotId, UserId, WorkspaceId};
 pub use limits::Limits;
 pub use name::Name;
+pub use schedule::Schedule;
 pub use settings::{Access, ReleaseConfig, WorkspaceSettings};
 pub use slot::Slot;

@@ -27,11 +27,11 @@ pub struct PerSlot<T: Default> {
     pub dev: T,
 }
 
-impl<T: Default + Copy> PerSlot<T> {
-    pub fn get(&self, slot: Slot) -> T {
+impl<T: Default> PerSlot<T> {
+    pub fn get(&self, slot: Slot) -> &T {
         match slot {
-            Slot::Live => self.live,
-            Slot::Dev => self.dev,
+            Slot::Live => &self.live,
+            Slot::Dev => &self.dev,
         }
     }
 }
@@ -165,6 +165,17 @@ impl WorkspaceSettings {
         for port in self.ports.iter().flat_map(|p| p.keys()) {
             check_port("ports", *port)?;
         }
+        for awake in self
+            .awake
+            .iter()
+            .flat_map(|awake| Slot::ALL.map(|slot| awake.get(slot)))
+        {
+            if let Awake::At(schedule) = awake {
+                schedule
+                    .validate()
+                    .map_err(|text| SettingError(format!("`awake`: {text}")))?;
+            }
+        }
         if let Some(zone) = &self.timezone {
             jiff::tz::TimeZone::get(zone).map_err(|_| {
                 SettingError(format!(
@@ -280,6 +291,8 @@ mod tests {
             r#"{"app_port": 9091}"#,
             r#"{"app_port": 0}"#,
             r#"{"timezone": "Mars/Base"}"#,
+            r#"{"awake": {"live": {"cron": "8 o'clock", "tz": "UTC"}}}"#,
+            r#"{"awake": {"live": {"cron": "0 8 * * *", "tz": "Mars/Base"}}}"#,
             r#"{"env": {"A B": "1"}}"#,
             r#"{"env": {"CHOIR_X": "1"}}"#,
             r#"{"limits": {"memory": 1}}"#,

@@ -41,6 +41,9 @@ pub struct Services {
 /// Containers that are started at the same moment: more of them at once make each slower, and everything else too.
 const STARTS_AT_ONCE: usize = 4;
 
+/// How long after its time a scheduled start is made up for.
+const CAUGHT_UP: Duration = Duration::from_mins(2);
+
 /// What is known of a sandbox at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
@@ -370,6 +373,8 @@ impl Fleet {
             restart: false,
             thaw_asked: false,
             limits_stale: present.limits_stale,
+            // A minute that passed while the hypervisor restarted still counts.
+            heeded: self.now() - CAUGHT_UP,
         };
         tokio::spawn(worker.run());
     }
@@ -442,7 +447,11 @@ impl Fleet {
             Slot::Dev
         };
         Policy {
-            awake: settings.awake.map_or(config.sandboxes.awake, |a| a.get(slot)),
+            awake: settings
+                .awake
+                .as_ref()
+                .map_or(&config.sandboxes.awake, |a| a.get(slot))
+                .clone(),
             idle_pause: settings.idle_pause_s.map_or(config.idle_pause(), Duration::from_secs),
             idle_stop: settings.idle_stop_s.map_or(config.idle_stop(), Duration::from_secs),
         }

@@ -10,6 +10,7 @@ use choir_core::sandbox::{Action, Desired, Event, Exit, Observed, apply, next_ac
 use choir_core::{Awake, Generation, SandboxId, WorkspaceId};
 use choir_proxy::Activity;
 use choir_store::{AuditEvent, SandboxChange};
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -18,7 +19,7 @@ use super::effects::{self, Effect, Outcome};
 use super::{AskError, Fleet, Status};
 
 /// How long a sandbox may be left alone, by the policy of the slot it is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     pub awake: Awake,
     pub idle_pause: Duration,
@@ -87,6 +88,8 @@ pub struct Worker {
     pub thaw_asked: bool,
     /// Limits in the database may differ from those in force.
     pub limits_stale: bool,
+    /// The last minute of its schedule that was heeded.
+    pub heeded: Timestamp,
 }
 
 impl Worker {
@@ -117,7 +120,7 @@ impl Worker {
             match ask {
                 Some(ask) => self.hear(ask).await,
                 None if self.inbox.is_closed() => return,
-                None => self.look_idle().await,
+                None => self.look_at_the_clock().await,
             }
         }
     }
@@ -139,7 +142,8 @@ impl Worker {
             }
             Ask::Pause => self.pause().await,
             Ask::GiveWay => self.give_way().await,
-            Ask::Policy => {}
+            // Another schedule begins with the minute that it is set in.
+            Ask::Policy => self.heeded = before_this_minute(self.fleet.now()),
             Ask::Limits => self.limits_stale = true,
             Ask::Delete => {
                 self.desired = Desired::Deleted;
@@ -474,6 +478,10 @@ impl Worker {
                 None => far,
             },
         };
+        let scheduled = self
+            .next_scheduled()
+            .map_or(far, |at| at.duration_since(now).try_into().unwrap_or_default());
+        let wait = wait.min(scheduled);
         Instant::now() + wait.max(Duration::from_millis(1))
     }
 
@@ -483,9 +491,10 @@ impl Worker {
         if self.effect || !(paused || matches!(self.observed, Observed::Ready { .. })) {
             return None;
         }
-        let policy = **self.policy.load();
+        let policy = self.policy.load();
         let now = self.fleet.now();
         let busy = self.engaged > 0 && !paused
+            || matches!(&policy.awake, Awake::At(schedule) if schedule.names(now))
             || self
                 .observed
                 .generation()
@@ -496,7 +505,7 @@ impl Worker {
             self.fleet.last_active(&self.activity)
         };
         Some(idle(
-            policy.awake,
+            &policy.awake,
             active,
             paused,
             policy.idle_pause,
@@ -505,7 +514,21 @@ impl Worker {
         ))
     }
 
-    async fn look_idle(&mut self) {
+    fn next_scheduled(&self) -> Option<Timestamp> {
+        match &self.policy.load().awake {
+            Awake::At(schedule) => schedule.next_after(self.heeded),
+            Awake::Always | Awake::OnDemand => None,
+        }
+    }
+
+    /// Wakes it where its schedule says so, then looks whether it is idle.
+    async fn look_at_the_clock(&mut self) {
+        let now = self.fleet.now();
+        if self.next_scheduled().is_some_and(|at| at <= now) {
+            self.heeded = now;
+            self.wake().await;
+            return;
+        }
         match self.idleness() {
             Some(Idle::Pause) => self.pause().await,
             Some(Idle::Stop) => {
@@ -583,4 +606,9 @@ impl Worker {
             tracing::error!(sandbox.id = %self.id, %error, action, "an event could not be recorded");
         }
     }
+}
+
+fn before_this_minute(now: Timestamp) -> Timestamp {
+    let into = now.as_millisecond().rem_euclid(60_000) + 1;
+    now - Duration::from_millis(into.unsigned_abs())
 }

@@ -110,7 +110,11 @@ impl App {
             self.fleet.limits_changed(&after).await;
         }
         for slot in Slot::ALL {
-            if patch.awake.is_some_and(|awake| awake.get(slot) == Awake::Always) {
+            if patch
+                .awake
+                .as_ref()
+                .is_some_and(|awake| *awake.get(slot) == Awake::Always)
+            {
                 let handle = self.handle(&after, slot)?;
                 handle
                     .desire(Desired::Running, self.event(&after, "sandbox.start"))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
-use choir_core::sandbox::{Exit, Observed};
+use choir_core::sandbox::{Desired, Exit, Observed};
 use choir_core::{Generation, Slot};
 use choir_runtime::sim::Fault;
 use choir_runtime::{Runtime, Seen};
@@ -228,6 +228,66 @@ async fn limits_that_a_crash_held_back_take_effect_with_the_next_hypervisor() {
     let again = start.restarted().await;
     ada.router = again.router.clone();
     limited_to(&mut ada, Slot::Live, 512 << 20, 1 << 30).await;
+}
+
+#[tokio::test]
+async fn a_schedule_starts_a_slot_and_keeps_it_up_during_the_minutes_it_names() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, dev] = workspace(&mut ada).await;
+    change(&mut ada, Slot::Dev, "start").await;
+    let every_minute = json!({"cron": "* * * * *", "tz": "Europe/Vienna"});
+    let settings = json!({"awake": {"live": every_minute}, "idle_pause_s": 1, "idle_stop_s": 2});
+    let shown = ada
+        .fetch(Method::PATCH, "/api/workspaces/main", Some(settings))
+        .await
+        .expect(StatusCode::OK);
+    assert_eq!(
+        shown["settings"]["awake"],
+        json!({"live": every_minute, "dev": "on_demand"})
+    );
+    let live = start.app.fleet.handle(&live).unwrap();
+    let status = live
+        .settle(SOON, |s| matches!(s.observed, Observed::Ready { .. }))
+        .await;
+    assert!(matches!(status.observed, Observed::Ready { .. }), "{status:?}");
+    // The control: on demand, the other sandbox falls asleep after the same settings.
+    let dev = start.app.fleet.handle(&dev).unwrap();
+    let status = dev
+        .settle(SOON, |s| matches!(s.observed, Observed::Stopped { .. }))
+        .await;
+    assert!(matches!(status.observed, Observed::Stopped { .. }), "{status:?}");
+    assert!(live.ready().is_some(), "{:?}", live.status.borrow());
+}
+
+#[tokio::test]
+async fn a_schedule_starts_nothing_before_its_minute() {
+    let clock = super::wire::clock();
+    let start = super::wire::start_at(&clock, |sim| sim).await;
+    let mut ada = start.ada().await;
+    let [live, dev] = workspace(&mut ada).await;
+    let sandboxes = [live, dev].map(|id| start.app.fleet.handle(&id).unwrap());
+    let set = async |ada: &mut Browser, awake: serde_json::Value| {
+        let settings = json!({"awake": awake});
+        ada.fetch(Method::PATCH, "/api/workspaces/main", Some(settings))
+            .await
+            .expect(StatusCode::OK);
+    };
+    // It is 03:04:05 on a Friday.
+    let at_eight = json!({"cron": "0 8 * * 1-5", "tz": "UTC"});
+    let at_four_past = json!({"cron": "4 * * * *", "tz": "UTC"});
+    set(&mut ada, json!({"live": at_eight, "dev": at_four_past})).await;
+    let status = sandboxes[1]
+        .settle(SOON, |s| matches!(s.observed, Observed::Ready { .. }))
+        .await;
+    assert!(matches!(status.observed, Observed::Ready { .. }), "{status:?}");
+    assert_eq!(sandboxes[0].status.borrow().desired, Desired::Stopped);
+    clock.advance(jiff::SignedDuration::from_hours(5) - jiff::SignedDuration::from_mins(4));
+    set(&mut ada, json!({"live": at_eight})).await;
+    let status = sandboxes[0]
+        .settle(SOON, |s| matches!(s.observed, Observed::Ready { .. }))
+        .await;
+    assert!(matches!(status.observed, Observed::Ready { .. }), "{status:?}");
 }
 
 #[tokio::test]
