@@ -121,6 +121,12 @@ const PACKAGES: &[Package] = &[
     ),
     package(
         Purpose::Test,
+        "nftables",
+        "nft",
+        "is what Podman 5 makes that network with",
+    ),
+    package(
+        Purpose::Test,
         "chromium",
         "chromium",
         "is the browser of the end-to-end tests",

@@ -214,8 +214,7 @@ fn compare_own_mounts(d: &mut Differences, want: &Container, mounts: &BTreeMap<S
     d.check(has("/dev/shm", &["nosuid", "nodev", "size=65536k"]), || {
         "/dev/shm is not sized".to_owned()
     });
-    let files = FILES.map(|name| format!("/etc/{name}"));
-    for at in files.iter().map(String::as_str).chain([RUN_DIR, AGENT_BINARY]) {
+    for at in FILES.into_iter().chain([RUN_DIR, AGENT_BINARY]) {
         d.check(read_only(at), || format!("{at} is not mounted read-only"));
     }
     let ours: BTreeSet<&str> = want.mounts.iter().map(|m| m.destination.as_str()).collect();

@@ -199,8 +199,11 @@ fn prepare(directory: &Path, spec: &Spec) -> io::Result<()> {
     fs::set_permissions(directory, fs::Permissions::from_mode(0o711))?;
     fs::set_permissions(&inner, fs::Permissions::from_mode(0o711))?;
     write(&inner.join(NONCE), &spec.nonce)?;
-    for name in FILES {
-        write(&directory.join(name), &template::file(name, &spec.hostname))?;
+    for path in FILES {
+        write(
+            &template::own_file(directory, path),
+            &template::file(path, &spec.hostname),
+        )?;
     }
     Ok(())
 }

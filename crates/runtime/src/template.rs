@@ -166,17 +166,24 @@ pub struct Rlimit {
     pub hard: u64,
 }
 
-/// The files of ours in a generation's directory that replace the host's.
-pub const FILES: [&str; 3] = ["hosts", "resolv.conf", "hostname"];
+/// Files of ours, under their last name in a generation's directory, that stand where Podman would put the host's. Its
+/// own `.containerenv` (from version 5 on) is a file of the host that the sandbox could write without end.
+pub const FILES: [&str; 4] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname", "/run/.containerenv"];
 
 /// What one of `FILES` holds.
-pub fn file(name: &str, hostname: &str) -> String {
-    match name {
-        "hosts" => format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n"),
+pub fn file(path: &str, hostname: &str) -> String {
+    match path {
+        "/etc/hosts" => format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n"),
         // Nothing listens there: names are resolved by whoever makes the connection, the egress proxy.
-        "resolv.conf" => "nameserver 127.0.0.1\noptions attempts:1 timeout:1\n".to_owned(),
-        _ => format!("{hostname}\n"),
+        "/etc/resolv.conf" => "nameserver 127.0.0.1\noptions attempts:1 timeout:1\n".to_owned(),
+        "/etc/hostname" => format!("{hostname}\n"),
+        _ => String::new(),
     }
+}
+
+/// Where one of `FILES` is on the host.
+pub fn own_file(directory: &Path, path: &str) -> PathBuf {
+    directory.join(path.rsplit('/').next().unwrap_or(path))
 }
 
 /// The container of `spec`, whose directory of ours is `directory` and whose seccomp profile is at `seccomp`.
@@ -270,7 +277,7 @@ fn mounts(places: &Places, volume: &Path, directory: &Path) -> Vec<Mount> {
         bind(RUN_DIR, directory.join("choir"), &read_only),
         bind(AGENT_BINARY, places.agent.clone(), &read_only),
     ];
-    mounts.extend(FILES.map(|name| bind(&format!("/etc/{name}"), directory.join(name), &read_only)));
+    mounts.extend(FILES.map(|path| bind(path, own_file(directory, path), &read_only)));
     mounts
 }
 
