@@ -17,7 +17,7 @@ mount --bind $RUN /run/choir
 mount -t tmpfs -o size=1m tmpfs /var/lib
 mount -t tmpfs tmpfs /home
 mount -t proc proc /proc
-ln -s $AGENT /run/sudo
+cp $AGENT /run/sudo
 exec env -i $AGENT agent";
 
 async fn sandbox() -> Option<(Sandbox, Link)> {
