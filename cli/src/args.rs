@@ -4,8 +4,8 @@ use choir_core::Name;
 use clap::{Parser, Subcommand};
 
 use crate::verbs::{
-    completions, config, deployments, doctor, exec, invites, login, logs, open, pause, releases, restart, run, shell,
-    smoke, start, stop, swap, tasks, tokens, workspaces,
+    audit, completions, config, deployments, doctor, exec, grants, invites, login, logs, open, pause, releases,
+    restart, run, secrets, shell, smoke, start, stop, swap, tasks, tokens, workspaces,
 };
 
 /// Where `choir` looks when nothing says otherwise.
@@ -65,6 +65,9 @@ pub enum Verb {
     Users,
     Invites(invites::Args),
     Tokens(tokens::Args),
+    Secrets(secrets::Args),
+    Grants(grants::Args),
+    Audit(audit::Args),
     Smoke(smoke::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),

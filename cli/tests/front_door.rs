@@ -304,3 +304,219 @@ async fn a_smoke_stops_at_the_first_failure_and_names_no_step_it_did_not_run() {
     );
     assert_eq!(report["steps"][1]["reason"], "Invite?");
 }
+
+const SECRET: &str = "PUT /me/secrets/GITHUB_TOKEN";
+
+fn stored() -> Value {
+    let at = "2026-01-01T00:00:00Z";
+    json!({"name": "GITHUB_TOKEN", "version": 2, "reveal": false, "created_at": at, "updated_at": at})
+}
+
+#[tokio::test]
+async fn a_secret_is_piped_in_sent_as_it_is_and_shown_nowhere() {
+    let server = Server::start(Answers::from([
+        (SECRET, ok(stored())),
+        ("GET /me/secrets", ok(json!({"items": [stored()]}))),
+        ("DELETE /me/secrets/GITHUB_TOKEN", vec![(204, String::new())]),
+    ]))
+    .await;
+    let home = tempfile::tempdir().unwrap();
+    log_in(home.path(), &server.url);
+    let run = async |arguments: &[&str], stdin| choir(home.path(), &server.url, arguments, stdin).await;
+    let set = run(&["secrets", "set", "GITHUB_TOKEN"], Some("a-canary\n")).await;
+    assert_eq!(
+        (set.status.code(), text(&set.stdout).as_str()),
+        (Some(0), "GITHUB_TOKEN is stored, version 2.\n")
+    );
+    let several = run(&["secrets", "set", "GITHUB_TOKEN", "--reveal"], Some("two\nlines\r\n")).await;
+    let list = run(&["secrets"], None).await;
+    assert!(text(&list.stdout).contains("GITHUB_TOKEN"));
+    let gone = run(&["secrets", "rm", "GITHUB_TOKEN"], None).await;
+    assert_eq!(gone.status.code(), Some(0), "{}", text(&gone.stderr));
+    assert!(!format!("{set:?}{several:?}{list:?}{gone:?}").contains("canary"));
+    let bodies: Vec<Value> = server
+        .asked()
+        .iter()
+        .take(2)
+        .map(|a| serde_json::from_str(&a.2).unwrap())
+        .collect();
+    assert_eq!(bodies[0], json!({"value": "a-canary", "reveal": false}));
+    assert_eq!(bodies[1], json!({"value": "two\nlines", "reveal": true}));
+}
+
+#[tokio::test]
+async fn a_secret_without_a_value_or_on_the_command_line_is_wrong_usage() {
+    let server = Server::start(Answers::from([(SECRET, ok(stored()))])).await;
+    let home = tempfile::tempdir().unwrap();
+    log_in(home.path(), &server.url);
+    for (arguments, stdin) in [
+        (&["secrets", "set", "GITHUB_TOKEN"][..], ""),
+        (&["secrets", "set", "GITHUB_TOKEN"], "\n"),
+        (&["secrets", "set", "GITHUB_TOKEN", "value"], "value"),
+        (&["secrets", "set", "../x"], "value"),
+    ] {
+        let out = choir(home.path(), &server.url, arguments, Some(stdin)).await;
+        assert_eq!(out.status.code(), Some(2), "{arguments:?}");
+    }
+    assert_eq!(server.asked(), []);
+}
+
+#[tokio::test]
+async fn a_secret_typed_at_the_prompt_is_not_shown() {
+    use std::io::{Read as _, Write as _};
+    use std::process::Command;
+
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    let server = Server::start(Answers::from([(SECRET, ok(stored()))])).await;
+    let home = tempfile::tempdir().unwrap();
+    log_in(home.path(), &server.url);
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = std::fs::OpenOptions::new().read(true).write(true).open(name).unwrap();
+    let mut keyboard = std::fs::File::from(master);
+    // The control: before, the terminal shows what is typed.
+    keyboard.write_all(b"seen\n").unwrap();
+    let mut shown = [0; 6];
+    keyboard.read_exact(&mut shown).unwrap();
+    assert_eq!(&shown, b"seen\r\n");
+
+    let mut child = Command::new(env!("CARGO_BIN_EXE_choir"))
+        .env_clear()
+        .env("HOME", home.path())
+        .env("CHOIR_URL", &server.url)
+        .args(["secrets", "set", "GITHUB_TOKEN"])
+        .stdin(terminal.try_clone().unwrap())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let typed = tokio::task::spawn_blocking(move || {
+        let mut said = child.stderr.take().unwrap();
+        let mut prompt = Vec::new();
+        while !prompt.ends_with(b"(not shown): ") {
+            let mut byte = [0];
+            said.read_exact(&mut byte).unwrap();
+            prompt.extend(byte);
+        }
+        keyboard.write_all(b"a-canary\n").unwrap();
+        assert!(child.wait().unwrap().success());
+        // Whatever the terminal showed meanwhile comes before this.
+        (&terminal).write_all(b"end").unwrap();
+        let mut shown = Vec::new();
+        while !shown.ends_with(b"end") {
+            let mut byte = [0];
+            keyboard.read_exact(&mut byte).unwrap();
+            shown.extend(byte);
+        }
+        shown
+    });
+    assert!(!text(&typed.await.unwrap()).contains("canary"));
+    assert!(server.asked()[0].2.contains("a-canary"), "it was sent");
+}
+
+#[tokio::test]
+async fn a_grant_is_asked_for_as_it_is_typed_and_a_request_decided_by_its_id() {
+    let (grant, request) = ("g-aaaaaaaaaaaaaaaaaaaaaaaaaa", "q-aaaaaaaaaaaaaaaaaaaaaaaaaa");
+    let at = "2026-01-01T00:00:00Z";
+    let made = json!({
+        "id": grant, "workspace": "main", "slot": "dev", "capability": "mail", "secret": "MAIL_KEY", "hosts": ["api.mail.example"],
+        "methods": ["POST"], "path_prefix": "/v1", "inject": {"header": "authorization", "format": "Bearer {secret}"}, "created_at": at,
+    });
+    let asked_for = json!({
+        "id": request, "workspace": "main", "slot": "dev", "host": "b.example", "count": 3, "first_at": at, "last_at": at, "expires_at": at,
+    });
+    let server = Server::start(Answers::from([
+        ("POST /me/grants", ok(made.clone())),
+        ("GET /me/grants", ok(json!({"items": [made]}))),
+        (
+            "DELETE /me/grants/g-aaaaaaaaaaaaaaaaaaaaaaaaaa",
+            vec![(204, String::new())],
+        ),
+        ("GET /me/grants/requests", ok(json!({"items": [asked_for]}))),
+        (
+            "POST /me/grants/requests/q-aaaaaaaaaaaaaaaaaaaaaaaaaa",
+            vec![(204, String::new())],
+        ),
+    ]))
+    .await;
+    let home = tempfile::tempdir().unwrap();
+    log_in(home.path(), &server.url);
+    let run = async |arguments: &[&str]| {
+        let out = choir(home.path(), &server.url, arguments, None).await;
+        assert_eq!(out.status.code(), Some(0), "{arguments:?}: {}", text(&out.stderr));
+        text(&out.stdout)
+    };
+    let rest = "--template bearer --host api.mail.example --method post --path /v1";
+    let mut add = vec!["grants", "add", "mail", "--slot", "dev", "--secret", "MAIL_KEY"];
+    add.extend(rest.split(' '));
+    assert!(run(&add).await.contains("$CHOIR_BROKER_URL/v1/egress/mail/"));
+    let list = run(&["grants"]).await;
+    assert!(
+        list.contains("api.mail.example/v1") && list.contains("main/dev"),
+        "{list}"
+    );
+    assert!(run(&["grants", "requests"]).await.contains("to reach b.example"));
+    run(&["grants", "approve", request]).await;
+    run(&["grants", "dismiss", request]).await;
+    run(&["grants", "rm", grant]).await;
+    let asked = server.asked();
+    let body = |at: usize| serde_json::from_str::<Value>(&asked[at].2).unwrap();
+    let expected = json!({
+        "workspace": "main", "slot": "dev", "capability": "mail", "secret": "MAIL_KEY", "template": "bearer",
+        "hosts": ["api.mail.example"], "methods": ["POST"], "path_prefix": "/v1",
+    });
+    assert_eq!(body(0), expected);
+    assert_eq!(
+        (body(3), body(4)),
+        (json!({"decision": "approve"}), json!({"decision": "dismiss"}))
+    );
+    for wrong in [
+        &["grants", "add", "mail"][..],
+        &["grants", "add", "M ail", "--slot", "dev", "--secret", "x"],
+    ] {
+        assert_eq!(
+            choir(home.path(), &server.url, wrong, None).await.status.code(),
+            Some(2),
+            "{wrong:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_audit_trail_is_asked_for_as_typed_shown_as_a_table_and_exported_as_it_comes() {
+    let home = tempfile::tempdir().unwrap();
+    let row = json!({
+        "id": 7, "at": "2026-01-02T03:04:05Z", "actor": "u-1", "user": "u-1", "action": "secret.use",
+        "subject": "main/dev \u{1b}[2Jgithub", "outcome": "ok", "intent": 6,
+    });
+    let server = Server::start(BTreeMap::from([
+        (
+            "GET /me/audit?action=secret&outcome=ok&since=2026-01-01T00%3A00%3A00Z&limit=20",
+            ok(json!({"items": [row]})),
+        ),
+        ("GET /admin/audit?user=eve", vec![(200, format!("{row}\n{row}\n"))]),
+    ]))
+    .await;
+    log_in(home.path(), &server.url);
+    let asked = "audit --action secret --outcome ok --since 2026-01-01T00:00:00Z --limit 20";
+    let arguments: Vec<&str> = asked.split(' ').collect();
+    let output = choir(home.path(), &server.url, &arguments, None).await;
+    assert_eq!(
+        text(&output.stdout),
+        "ID  AT                    ACTOR  ACTION      SUBJECT              OUTCOME\n\
+         7   2026-01-02T03:04:05Z  u-1    secret.use  main/dev \u{fffd}[2Jgithub  ok (of 6)\n",
+        "{output:?}"
+    );
+    let output = choir(home.path(), &server.url, &["audit", "--user", "eve", "--export"], None).await;
+    assert_eq!(text(&output.stdout), format!("{row}\n{row}\n"), "{output:?}");
+    for wrong in [
+        &["audit", "--since", "yesterday"][..],
+        &["audit", "--all", "--user", "eve"],
+    ] {
+        let output = choir(home.path(), &server.url, wrong, None).await;
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+    }
+}

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use choir_broker::Vault;
 use choir_core::settings::PerSlot;
 use choir_core::{Door, Generation, Hosts, SandboxHost, Slot};
 use choir_proxy::route::BoxFuture;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::egress::Outside;
 use crate::random::Random;
 use crate::reconcile::{DataPlane, Fleet, launch};
 use crate::releases::Releases;
@@ -43,8 +45,8 @@ pub struct App {
     pub adopted: watch::Sender<bool>,
     /// Fires when the hypervisor is told to stop; streams of the control host end with it.
     pub stopping: CancellationToken,
-    /// The master key is missing.
-    pub sealed: bool,
+    pub vault: Vault,
+    pub outside: Outside,
     pub metrics_token: Option<String>,
 }
 

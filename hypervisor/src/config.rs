@@ -21,6 +21,7 @@ pub struct Config {
     pub store: StoreConfig,
     pub keys: Keys,
     pub egress: Egress,
+    pub backup: Backup,
     pub metrics: Metrics,
     pub log: Log,
 }
@@ -110,6 +111,13 @@ pub struct Keys {
 pub struct Egress {
     /// Networks that sandboxes may reach although they are not public.
     pub allow_networks: Vec<IpNet>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Backup {
+    /// Public keys of the identities that can read backups, `age1…` each.
+    pub recipients: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -261,6 +269,7 @@ impl Config {
         if self.sandboxes.max_running == 0 {
             return Err(invalid("[sandboxes] max_running must be at least 1"));
         }
+        self.backup_recipients()?;
         Ok(warnings)
     }
 
@@ -321,6 +330,15 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// Who can read backups.
+    pub fn backup_recipients(&self) -> Result<Vec<age::x25519::Recipient>, ConfigError> {
+        let parse = |text: &String| {
+            text.parse()
+                .map_err(|_| invalid(format!("[backup] recipients: `{text}` is not a public key `age1…`")))
+        };
+        self.backup.recipients.iter().map(parse).collect()
     }
 
     /// The hosts to serve.

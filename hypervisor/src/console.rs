@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use choir_broker::{KeyFile, Rotation, RotationStep};
 use choir_core::Name;
-use choir_store::Store;
+use choir_store::{AuditEvent, Store};
 
 use crate::auth::Auth;
-use crate::clock::SystemClock;
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::keys;
-use crate::random::OsRandom;
+use crate::random::{OsRandom, Random};
 use crate::serve::auth_deps;
 
-async fn auth(config: &Config) -> anyhow::Result<Auth> {
+fn store(config: &Config) -> anyhow::Result<Store> {
     let path = &config.store.path;
     if !path.exists() {
         bail!(
@@ -21,13 +22,18 @@ async fn auth(config: &Config) -> anyhow::Result<Auth> {
             path.display()
         );
     }
-    let store = Store::open(path)?;
-    let key = keys::load(&config.key_file(), &store, &OsRandom).await?;
+    Ok(Store::open(path)?)
+}
+
+async fn auth(config: &Config) -> anyhow::Result<Auth> {
+    let store = store(config)?;
+    let random: Arc<dyn Random> = Arc::new(OsRandom);
+    let key = keys::load(&config.key_file(), &store, &random).await?;
     Ok(Auth::new(auth_deps(
         config,
         store,
         Arc::new(SystemClock),
-        Arc::new(OsRandom),
+        random,
         &key,
     ))?)
 }
@@ -50,4 +56,40 @@ pub async fn recover(config: Config, user: &str) -> anyhow::Result<String> {
         .await
         .with_context(|| format!("no link for {user}; see `choir users`"))?;
     Ok(auth.recover_url(&link))
+}
+
+/// Replaces the master key, or finishes a replacement that was stopped; says which.
+pub async fn rotate_key(config: Config) -> anyhow::Result<String> {
+    let (file, random): (_, Arc<dyn Random>) = (config.key_file(), Arc::new(OsRandom));
+    let store = store(&config)?;
+    // What is audited here belongs to the chain, too.
+    keys::load(&file, &store, &random).await?;
+    let rotation = Rotation::new(store, KeyFile::new(&file), keys::fill(&random));
+    let begun = rotation.begin().await?;
+    let mut resealed = 0;
+    loop {
+        let event = AuditEvent {
+            at: SystemClock.now(),
+            actor: "root".into(),
+            user: None,
+            action: "key.rotate",
+            subject: "master key".into(),
+            outcome: "ok",
+        };
+        match rotation.step(event).await? {
+            RotationStep::OwnKey => {}
+            RotationStep::DataKeys(some) => resealed += some,
+            RotationStep::Finished => break,
+        }
+    }
+    let what = if begun {
+        "a new master key is in use"
+    } else {
+        "an earlier rotation is finished; run this again for one more new key"
+    };
+    Ok(format!(
+        "{what} ({resealed} users' keys were sealed under it); copy {} to where you keep it offline, and keep the old \
+         copy for as long as you keep backups from before",
+        file.display()
+    ))
 }

@@ -7,6 +7,7 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use choir_broker::VaultError;
 use serde_json::json;
 
 use crate::reconcile::{AskError, WakeError};
@@ -174,6 +175,20 @@ impl From<choir_runtime::Error> for ApiError {
                 .retry_after(5)
             }
             other => Self::internal(other),
+        }
+    }
+}
+
+impl From<VaultError> for ApiError {
+    fn from(error: VaultError) -> Self {
+        match error {
+            VaultError::Sealed => Self::unavailable(
+                "sealed",
+                "The server's master key is missing, so secrets are sealed; ask the operator to put the key file back.",
+            ),
+            VaultError::NotFound => Self::not_found(),
+            VaultError::Store(error) => error.into(),
+            VaultError::Damaged => Self::internal(error),
         }
     }
 }

@@ -72,7 +72,8 @@ impl App {
                     "being taken over"
                 },
             ),
-            ("keys", if self.sealed { "sealed" } else { "ok" }),
+            ("audit", within(Some(!self.store.audit_is_failing()))),
+            ("keys", if self.vault.is_sealed() { "sealed" } else { "ok" }),
         ])
     }
 
@@ -128,6 +129,11 @@ async fn metrics(State(app): State<Arc<App>>, peer: PeerAddr, headers: HeaderMap
         "choir_tunnels",
         "Open websockets into sandboxes.",
         &one(tunnels.to_string()),
+    );
+    gauge(
+        "choir_audit_failing",
+        "1 while the audit trail cannot be written, so that no secret is used.",
+        &one(u8::from(app.store.audit_is_failing()).to_string()),
     );
     gauge(
         "choir_resident_bytes",

@@ -3,7 +3,9 @@
 
 pub mod admin;
 pub mod app;
+pub mod audit;
 pub mod auth;
+pub mod backup;
 pub mod broker;
 pub mod clock;
 pub mod config;
@@ -12,6 +14,7 @@ pub mod deployments;
 pub mod egress;
 pub mod error;
 pub mod gate;
+pub mod grants;
 pub mod health;
 pub mod keys;
 pub mod pages;
@@ -20,6 +23,7 @@ pub mod random;
 pub mod reconcile;
 pub mod releases;
 pub mod router;
+pub mod secrets;
 pub mod serve;
 pub mod table;
 pub mod workspaces;

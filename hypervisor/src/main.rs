@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use choir_hypervisor::clock::{Clock as _, SystemClock};
 use choir_hypervisor::config::{Config, LogFormat};
-use choir_hypervisor::{console, serve};
+use choir_hypervisor::{audit, backup, console, serve};
+use choir_store::AuditHead;
 use clap::{Parser, Subcommand};
 
 /// ChoirOS control plane: sign-in, routing, sandboxes.
@@ -34,6 +36,39 @@ enum Verb {
     Claim,
     /// Print a one-time link with which USER can register a new passkey.
     Recover { user: String },
+    /// Replace the master key; the hypervisor may go on running. Finishes a rotation that was stopped.
+    RotateKey,
+    /// Write a backup of the database, encrypted to [backup] recipients. The key file is not in it: keep a copy elsewhere.
+    Backup {
+        /// The directory it goes to
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
+    /// Put a backup into an empty directory; put the key file beside it as `key`, and name both in the configuration.
+    Restore {
+        /// The backup
+        from: PathBuf,
+        #[arg(long, value_name = "DIR")]
+        into: PathBuf,
+        /// The age identity that can read it
+        #[arg(long, value_name = "FILE")]
+        identity: PathBuf,
+    },
+    /// Look into the audit trail of this box.
+    Audit {
+        #[command(subcommand)]
+        verb: AuditVerb,
+    },
+}
+
+#[derive(Subcommand)]
+enum AuditVerb {
+    /// Say whether every row is as it was written, and name the first that is not. Changes nothing.
+    Verify {
+        /// A head that the hypervisor logged, to see that the trail was not cut before it
+        #[arg(long, value_name = "ID:MAC")]
+        head: Option<AuditHead>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -73,6 +108,26 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Verb::Claim => {
             println!("{}", runtime()?.block_on(console::claim(config))?);
+            Ok(())
+        }
+        Verb::Backup { to } => {
+            let file = runtime()?.block_on(backup::backup(&config, &to, SystemClock.now()))?;
+            println!("{}", file.display());
+            Ok(())
+        }
+        Verb::Restore { from, into, identity } => {
+            let database = backup::restore(&from, &into, &identity, SystemClock.now())?;
+            println!("{}", database.display());
+            Ok(())
+        }
+        Verb::Audit {
+            verb: AuditVerb::Verify { head },
+        } => {
+            println!("{}", runtime()?.block_on(audit::verify(&config, head))?);
+            Ok(())
+        }
+        Verb::RotateKey => {
+            println!("{}", runtime()?.block_on(console::rotate_key(config))?);
             Ok(())
         }
         Verb::Recover { user } => {

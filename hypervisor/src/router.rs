@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::auth::extract::PeerAddr;
 use crate::auth::{self, Route};
 use crate::error::ApiError;
-use crate::{admin, deployments, health, pages, releases, workspaces};
+use crate::{admin, deployments, grants, health, pages, releases, secrets, workspaces};
 
 /// The most a JSON body may have, in bytes. The sandbox API streams and is not bound by it.
 const MOST_BODY: usize = 1 << 20;
@@ -29,6 +29,8 @@ pub fn tables() -> Vec<&'static [Route]> {
         deployments::routes::ROUTES,
         releases::routes::ROUTES,
         admin::routes::ROUTES,
+        secrets::routes::ROUTES,
+        grants::routes::ROUTES,
     ]
 }
 
@@ -41,6 +43,8 @@ pub fn router(app: &Arc<App>) -> Router {
         .merge(admin::routes::router())
         .route_layer(middleware::from_fn_with_state(app.clone(), after_take_over))
         .merge(health::router())
+        .merge(secrets::routes::router())
+        .merge(grants::routes::router())
         .with_state(app.clone());
     let router = own
         .merge(app.auth.router())

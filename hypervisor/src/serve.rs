@@ -18,10 +18,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Doors, Plane};
+use crate::audit;
 use crate::auth::{Auth, AuthDeps, RegistrationMode};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Registration, RuntimeKind};
-use crate::egress::Gateway;
+use crate::egress::{Deps, Gateway, Outside};
 use crate::gate::Gatekeeper;
 use crate::keys::{self, Keys};
 use crate::places;
@@ -40,6 +41,7 @@ pub struct Parts {
     pub volumes: Arc<dyn Volumes>,
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
+    pub outside: Outside,
 }
 
 /// Builds everything from a configuration and its parts; starts nothing but the reconciler's tasks.
@@ -50,8 +52,9 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         volumes,
         clock,
         random,
+        outside,
     } = parts;
-    let key = keys::load(&config.key_file(), &store, &*random).await?;
+    let key = keys::load(&config.key_file(), &store, &random).await?;
     let auth = Auth::new(auth_deps(&config, store.clone(), clock.clone(), random.clone(), &key))?;
     let answers = Arc::new(Answers::new(data_encoding::HEXLOWER.encode(&draw::<4>(&*random))));
     let forwarder = Arc::new(Forwarder::new(Arc::new(Doors(runtime.clone())), answers.clone()));
@@ -88,7 +91,8 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         deployment_ended: watch::Sender::new(()),
         adopted: watch::Sender::new(false),
         stopping: CancellationToken::new(),
-        sealed: key.sealed,
+        vault: key.vault,
+        outside,
         metrics_token,
         config,
     }))
@@ -131,9 +135,14 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
         .context("the runtime's notices were taken already")?;
     tokio::spawn(app.fleet.clone().listen(notices, inside));
     let allow = app.config.egress.allow_networks.clone();
-    let gateway = Gateway::new(AddressPolicy {
-        allow,
-        own: places::own_addresses(),
+    let own = places::own_addresses();
+    let gateway = Gateway::new(Deps {
+        store: app.store.clone(),
+        clock: app.clock.clone(),
+        random: app.random.clone(),
+        vault: app.vault.clone(),
+        addresses: AddressPolicy { allow, own },
+        outside: app.outside.clone(),
     });
     tokio::spawn(gateway.run(from_inside));
     tokio::spawn(app.auth.clone().run());
@@ -159,6 +168,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         volumes: Arc::new(VolumesClient::new(config.sandboxes.volumes_socket.clone())),
         clock: Arc::new(SystemClock),
         random: Arc::new(OsRandom),
+        outside: Outside::system(),
     };
     let app = compose(config.clone(), parts).await?;
     let stop = app.stopping.clone();
@@ -174,12 +184,16 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         forwarder: app.forwarder.clone(),
         answers: app.answers.clone(),
     });
+    let served = CancellationToken::new();
+    let anchoring = tokio::spawn(audit::anchor(app.store.clone(), served.clone()));
     let serving = tokio::spawn(server.serve(listeners, stop.clone()));
     tokio::spawn(settle(app.clone(), stop.clone()));
     wait_for_signal().await?;
     tracing::info!("stopping: requests under way are finished, sandboxes keep running");
     stop.cancel();
     serving.await?;
+    served.cancel();
+    anchoring.await?;
     Ok(())
 }
 

@@ -1,10 +1,12 @@
 //! One file per verb. This one only picks; it must not do anything itself.
 
+pub mod audit;
 pub mod completions;
 pub mod config;
 pub mod deployments;
 pub mod doctor;
 pub mod exec;
+pub mod grants;
 pub mod invites;
 pub mod login;
 pub mod logout;
@@ -14,6 +16,7 @@ pub mod pause;
 pub mod releases;
 pub mod restart;
 pub mod run;
+pub mod secrets;
 pub mod shell;
 pub mod smoke;
 pub mod start;
@@ -65,6 +68,9 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Users => users::run(&ctx).await,
         Verb::Invites(args) => invites::run(&ctx, &args).await,
         Verb::Tokens(args) => tokens::run(&ctx, &args).await,
+        Verb::Grants(args) => grants::run(&ctx, &args).await,
+        Verb::Secrets(args) => secrets::run(&ctx, &args).await,
+        Verb::Audit(args) => audit::run(&ctx, args).await,
         Verb::Smoke(args) => smoke::run(&ctx, args).await,
         Verb::Doctor(args) => doctor::run(&ctx, &args).await,
         Verb::Completions(_) => Ok(()),

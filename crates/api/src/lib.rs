@@ -2,9 +2,11 @@
 //! It must not know how anything is stored, run or drawn.
 
 pub mod admin;
+pub mod audit;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod error;
-
+pub mod grants;
 pub mod sandbox;
+pub mod secrets;
 pub mod workspaces;

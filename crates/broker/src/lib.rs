@@ -1,6 +1,21 @@
-//! What leaves a sandbox, and with which secrets. Now: to which addresses it may go.
+//! What leaves a sandbox, and with which secrets: the only crate that sees a secret's plaintext.
 //! It must not know of containers or of HTTP routing.
 
 pub mod address;
+pub mod grant;
+pub mod inject;
+mod keys;
+mod page;
+mod rotate;
+pub mod scan;
+mod seal;
+pub mod template;
+mod value;
+mod vault;
 
 pub use address::{AddressPolicy, Refusal};
+pub use keys::{Fill, Key, KeyFile, KeyFileError, Keyring, derive};
+pub use rotate::{RotateError, Rotation, RotationStep};
+pub use scan::{Reflected, Scanner};
+pub use value::SecretValue;
+pub use vault::{NewValue, Opened, UnlockError, Vault, VaultError};

@@ -92,6 +92,14 @@ id!(
     /// A read-only copy of a volume.
     SnapshotId, "p-"
 );
+id!(
+    /// A permission to use a secret.
+    GrantId, "g-"
+);
+id!(
+    /// Something a sandbox was refused and a person may allow.
+    GrantRequestId, "q-"
+);
 
 /// One container of a sandbox. The number only grows and is never reused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

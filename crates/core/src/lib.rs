@@ -3,6 +3,8 @@
 
 pub mod awake;
 pub mod deployment;
+pub mod egress;
+pub mod grant;
 pub mod host;
 pub mod ids;
 pub mod limits;
@@ -13,10 +15,14 @@ pub mod settings;
 pub mod slot;
 
 pub use awake::Awake;
+pub use egress::{EgressPolicy, HostName, HostPattern};
+pub use grant::{Capability, Inject, Rule};
 pub use host::{Door, Hosts, SandboxHost, Target};
-pub use ids::{DeploymentId, Generation, IdRange, ReleaseId, SandboxId, SnapshotId, UserId, WorkspaceId};
+pub use ids::{
+    DeploymentId, Generation, GrantId, GrantRequestId, IdRange, ReleaseId, SandboxId, SnapshotId, UserId, WorkspaceId,
+};
 pub use limits::Limits;
-pub use name::Name;
+pub use name::{Name, SecretName};
 pub use schedule::Schedule;
 pub use settings::{Access, ReleaseConfig, WorkspaceSettings};
 pub use slot::Slot;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::egress::{self, EgressPolicy};
 use crate::limits::LimitsPatch;
 use crate::{Awake, Slot};
 
@@ -78,6 +79,9 @@ pub struct WorkspaceSettings {
     /// Whether an `Authorization` header that is not ours reaches the app.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forward_authorization: Option<bool>,
+    /// Where programs in the sandboxes may connect to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressPolicy>,
 }
 
 /// How an app shows that it is well.
@@ -151,6 +155,7 @@ impl WorkspaceSettings {
             idle_stop_s: patch.idle_stop_s.or(self.idle_stop_s),
             service_workers: patch.service_workers.or(self.service_workers),
             forward_authorization: patch.forward_authorization.or(self.forward_authorization),
+            egress: patch.egress.or(self.egress),
         }
     }
 
@@ -182,6 +187,14 @@ impl WorkspaceSettings {
                     "`timezone` {zone:?} is not an IANA time zone such as `Europe/Berlin`"
                 ))
             })?;
+        }
+        if let Some(EgressPolicy::Allowlist(hosts)) = &self.egress
+            && hosts.len() > egress::MOST_HOSTS
+        {
+            return Err(SettingError(format!(
+                "`egress` lists over {} hosts; use patterns such as `*.example.com`",
+                egress::MOST_HOSTS
+            )));
         }
         self.env.as_ref().map_or(Ok(()), validate_env)
     }

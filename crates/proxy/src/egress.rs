@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::body::Body;
 use crate::forward::UpstreamBody;
+pub use crate::headers::{inward, outward};
 use crate::pool::Upstream;
 use crate::route::Io;
 use crate::{head, headers, tunnel};

@@ -74,7 +74,7 @@ pub(crate) fn response(from: HeaderMap, websocket: bool, face: Face) -> HeaderMa
 }
 
 /// The head of a sandbox's plain request to the outside.
-pub(crate) fn outward(from: HeaderMap, host: HeaderValue) -> HeaderMap {
+pub fn outward(from: HeaderMap, host: HeaderValue) -> HeaderMap {
     let mut to = cleaned(from, |name, value| {
         let drop = matches!(*name, HOST | CONTENT_LENGTH | EXPECT) || name.as_str().starts_with("proxy-");
         (!drop).then_some(value)
@@ -84,7 +84,7 @@ pub(crate) fn outward(from: HeaderMap, host: HeaderValue) -> HeaderMap {
 }
 
 /// The head of the outside's answer.
-pub(crate) fn inward(from: HeaderMap) -> HeaderMap {
+pub fn inward(from: HeaderMap) -> HeaderMap {
     let chunked = from.contains_key(TRANSFER_ENCODING);
     cleaned(from, |name, value| {
         (*name != CONTENT_LENGTH || !chunked).then_some(value)

@@ -7,21 +7,37 @@ use std::sync::mpsc;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
 
+use crate::audit::{Alarm, Chain};
 use crate::{Error, Result};
 
 /// Migrations in order; the schema version is how many were applied.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_first.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_first.sql"),
+    include_str!("migrations/0002_secrets.sql"),
+    include_str!("migrations/0003_audit_chain.sql"),
+    include_str!("migrations/0004_grants.sql"),
+];
 
 /// Jobs that one commit may carry, so that the first does not wait for an endless queue.
 const GROUP: usize = 256;
 
 type Job = Box<dyn FnOnce(&Connection) -> Box<dyn FnOnce(Option<Error>) + Send> + Send>;
 
+/// What the writing thread is asked for.
+enum Write {
+    /// Part of the next commit.
+    Commit(Job),
+    /// Empty the log once everything before is committed; answers whether that was possible.
+    TruncateLog(oneshot::Sender<rusqlite::Result<bool>>),
+}
+
 /// A handle on the database; clones share it. Dropping the last one ends its threads.
 #[derive(Clone, Debug)]
 pub struct Store {
-    writes: mpsc::Sender<Job>,
+    writes: mpsc::Sender<Write>,
     reads: mpsc::Sender<Job>,
+    pub(crate) chain: Chain,
+    pub(crate) alarm: Alarm,
 }
 
 /// Opens, checks and migrates.
@@ -35,11 +51,35 @@ pub(crate) fn open(path: &Path) -> Result<Store> {
         tighten(&with_suffix(path, suffix))?;
     }
     let reader = connect(path)?;
+    run(writer, reader)
+}
+
+/// Opens and checks; changes nothing.
+pub(crate) fn open_read_only(path: &Path) -> Result<Store> {
+    check_version()?;
+    let writer = connect_read_only(path)?;
+    check_integrity(&writer)?;
+    if schema(&writer)? < MIGRATIONS.len() {
+        let text = "the database is of an older version; start the hypervisor once, which brings it up to date";
+        return Err(Error::Open(text.into()));
+    }
+    let reader = connect_read_only(path)?;
+    run(writer, reader)
+}
+
+fn run(writer: Connection, reader: Connection) -> Result<Store> {
     let (writes, write_jobs) = mpsc::channel();
     let (reads, read_jobs) = mpsc::channel();
-    spawn("store-write", move || write_loop(&writer, &write_jobs))?;
+    let chain = Chain::default();
+    let writers_chain = chain.clone();
+    spawn("store-write", move || write_loop(&writer, &writers_chain, &write_jobs))?;
     spawn("store-read", move || read_loop(&reader, &read_jobs))?;
-    Ok(Store { writes, reads })
+    Ok(Store {
+        writes,
+        reads,
+        chain,
+        alarm: Alarm::default(),
+    })
 }
 
 impl Store {
@@ -61,7 +101,7 @@ impl Store {
                 });
             })
         });
-        self.writes.send(job).map_err(|_| Error::Closed)?;
+        self.writes.send(Write::Commit(job)).map_err(|_| Error::Closed)?;
         wait.await.map_err(|_| Error::Closed)?
     }
 
@@ -78,6 +118,21 @@ impl Store {
         });
         self.reads.send(job).map_err(|_| Error::Closed)?;
         wait.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Takes what was replaced or deleted out of the write-ahead log: its pages go to the database, where
+    /// `secure_delete` has overwritten them, and the log is emptied. A reader in another process may hold the log for
+    /// longer than is waited; then the next call, or the next start, empties it.
+    pub(crate) async fn truncate_log(&self) {
+        let (answer, wait) = oneshot::channel();
+        let _ = self.writes.send(Write::TruncateLog(answer));
+        match wait.await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => tracing::warn!("the database's log is in use: old ciphertext stays in it until later"),
+            Ok(Err(error)) => tracing::error!(%error, "the database's log cannot be emptied"),
+            // The store is being closed, which empties the log.
+            Err(_) => {}
+        }
     }
 
     /// Whether a write commits now; for readiness.
@@ -102,26 +157,44 @@ fn in_savepoint<T>(connection: &Connection, job: impl FnOnce(&Connection) -> Res
     Ok(value)
 }
 
-fn write_loop(connection: &Connection, jobs: &mpsc::Receiver<Job>) {
-    while let Ok(first) = jobs.recv() {
-        let begun = connection.execute_batch("BEGIN IMMEDIATE");
-        let mut answers = vec![first(connection)];
-        while answers.len() < GROUP
-            && let Ok(job) = jobs.try_recv()
-        {
-            answers.push(job(connection));
+fn write_loop(connection: &Connection, chain: &Chain, writes: &mpsc::Receiver<Write>) {
+    while let Ok(write) = writes.recv() {
+        let mut next = Some(write);
+        if let Some(Write::Commit(first)) = next {
+            next = commit_group(connection, chain, first, writes);
         }
-        let committed = begun.and_then(|()| connection.execute_batch("COMMIT"));
-        if let Err(error) = &committed {
-            tracing::error!(%error, "a commit failed");
-            // Fails when SQLite rolled back by itself; either way no transaction is left open.
-            let _ = connection.execute_batch("ROLLBACK");
-        }
-        for answer in answers {
-            let error = committed.as_ref().err().map(copy_of);
-            answer(error);
+        if let Some(Write::TruncateLog(answer)) = next {
+            let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+            let _ = answer.send(busy.map(|busy| !busy));
         }
     }
+}
+
+/// Commits `first` and what waits behind it; returns the first that is no part of a commit.
+fn commit_group(connection: &Connection, chain: &Chain, first: Job, writes: &mpsc::Receiver<Write>) -> Option<Write> {
+    let begun = connection.execute_batch("BEGIN IMMEDIATE");
+    let mut answers = vec![first(connection)];
+    let mut other = None;
+    while answers.len() < GROUP && other.is_none() {
+        match writes.try_recv() {
+            Ok(Write::Commit(job)) => answers.push(job(connection)),
+            Ok(truncate) => other = Some(truncate),
+            Err(_) => break,
+        }
+    }
+    let committed = begun
+        .and_then(|()| chain.extend(connection))
+        .and_then(|()| connection.execute_batch("COMMIT"));
+    if let Err(error) = &committed {
+        tracing::error!(%error, "a commit failed");
+        // Fails when SQLite rolled back by itself; either way no transaction is left open.
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    for answer in answers {
+        let error = committed.as_ref().err().map(copy_of);
+        answer(error);
+    }
+    other
 }
 
 fn read_loop(connection: &Connection, jobs: &mpsc::Receiver<Job>) {
@@ -158,6 +231,14 @@ fn connect(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
+fn connect_read_only(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)
+        .map_err(|e| Error::Open(format!("the database {} cannot be read: {e}", path.display())))?;
+    connection.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA busy_timeout = 5000;")?;
+    Ok(connection)
+}
+
 fn check_integrity(connection: &Connection) -> Result<()> {
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict == "ok" {
@@ -168,7 +249,8 @@ fn check_integrity(connection: &Connection) -> Result<()> {
     )))
 }
 
-fn migrate(connection: &mut Connection) -> Result<()> {
+/// How many migrations the database has had.
+pub(crate) fn schema(connection: &Connection) -> Result<usize> {
     let version: usize = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     if version > MIGRATIONS.len() {
         return Err(Error::Open(format!(
@@ -177,6 +259,11 @@ fn migrate(connection: &mut Connection) -> Result<()> {
             MIGRATIONS.len()
         )));
     }
+    Ok(version)
+}
+
+fn migrate(connection: &mut Connection) -> Result<()> {
+    let version = schema(connection)?;
     for (index, sql) in MIGRATIONS.iter().enumerate().skip(version) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(sql)?;
@@ -200,7 +287,7 @@ fn check_version() -> Result<()> {
     }
 }
 
-fn create_private(path: &Path) -> Result<()> {
+pub(crate) fn create_private(path: &Path) -> Result<()> {
     let fail = |e: std::io::Error| Error::Open(format!("the database {} cannot be opened: {e}", path.display()));
     std::fs::OpenOptions::new()
         .create(true)

@@ -5,19 +5,25 @@ use std::path::Path;
 
 mod audit;
 mod auth;
+mod backup;
 mod connection;
 mod deployments;
+mod grants;
 mod releases;
 mod row;
 mod sandboxes;
+mod secrets;
 mod workspaces;
 
-pub use audit::{AuditEvent, AuditFilter, AuditRow};
+pub use audit::{AuditEvent, AuditFilter, AuditHead, AuditId, AuditRow, AuditVerdict, BadRow, Fault, NotAHead};
 pub use auth::*;
+pub use backup::admit_copy;
 pub use connection::Store;
 pub use deployments::{Begun, Deployment, StepTime};
+pub use grants::{Grant, GrantRequest, NewGrant, NewRequest, Standing, Wanted};
 pub use releases::{Release, ReleaseCopy, ReleaseState};
 pub use sandboxes::{Sandbox, SandboxChange};
+pub use secrets::{DataKey, KeyIdBytes, NewSecret, SealedKey, SealedSecret, Secret, SecretPlace};
 pub use workspaces::{NewWorkspace, Workspace, WorkspaceView};
 
 /// Why the store could not do it.
@@ -75,5 +81,11 @@ impl Store {
     /// Opens, checks and migrates the database at `path`, made if absent (mode 0600).
     pub fn open(path: &Path) -> Result<Self> {
         connection::open(path)
+    }
+
+    /// Opens the database at `path` to look at it only, beside a running hypervisor or as a copy: nothing is made,
+    /// migrated or written, and every write fails.
+    pub fn open_read_only(path: &Path) -> Result<Self> {
+        connection::open_read_only(path)
     }
 }

@@ -37,8 +37,12 @@ impl App {
             )),
         }
         findings.extend(versions.get("podman").and_then(|version| podman_finding(version)));
-        if self.sealed {
-            findings.push("the key file is missing: recovery codes cannot be checked; put it back".to_owned());
+        if self.vault.is_sealed() {
+            findings.push(
+                "sealed: the master key is missing or another database's, so secrets and recovery codes do not work; \
+                 put the right key file back and restart"
+                    .to_owned(),
+            );
         }
         let mut sandboxes: BTreeMap<String, usize> = BTreeMap::new();
         for handle in self.fleet.handles() {

@@ -1,15 +1,12 @@
-//! What a user sees and changes of their own access: passkeys, sessions, recovery codes, events. It must not reach
+//! What a user sees and changes of their own access: passkeys, sessions, recovery codes. It must not reach
 //! another user's rows: every store call names the caller.
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use choir_store::{AuditFilter, AuditRow, Error as StoreError, Session, User};
-use jiff::Timestamp;
-use serde::Deserialize;
+use choir_store::{Error as StoreError, Session, User};
 use serde_json::{Value, json};
 
-use super::extract::Query;
 use super::{Auth, Caller, secret};
 use crate::error::{ApiError, ApiResult};
 
@@ -112,52 +109,4 @@ pub(super) async fn new_recovery_codes(State(auth): State<Auth>, caller: Caller)
         .replace_recovery_codes(caller.user.id.clone(), hashes, made)
         .await?;
     Ok(Json(json!({"recovery_codes": codes})))
-}
-
-/// Which events to list.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Events {
-    /// Only actions that begin with this.
-    action: Option<String>,
-    since: Option<Timestamp>,
-    cursor: Option<i64>,
-    limit: Option<u32>,
-}
-
-pub(super) async fn audit(
-    State(auth): State<Auth>,
-    caller: Caller,
-    Query(events): Query<Events>,
-) -> ApiResult<Json<Value>> {
-    auth.events(Some(caller.user.id.clone()), events).await
-}
-
-impl Auth {
-    /// One page of events, newest first; everybody's when no user is given.
-    pub(super) async fn events(&self, user: Option<choir_core::UserId>, wanted: Events) -> ApiResult<Json<Value>> {
-        let limit = wanted.limit.unwrap_or(100).clamp(1, 500);
-        let Events {
-            action,
-            since,
-            cursor: before,
-            ..
-        } = wanted;
-        let rows = self
-            .0
-            .store
-            .audit_rows(AuditFilter {
-                user,
-                action,
-                since,
-                before,
-                limit,
-            })
-            .await?;
-        let more = rows.len() == limit as usize;
-        let next: Option<i64> = rows.last().filter(|_| more).map(|row: &AuditRow| row.id);
-        Ok(Json(
-            json!({"items": rows, "next_cursor": next.map(|id| id.to_string())}),
-        ))
-    }
 }

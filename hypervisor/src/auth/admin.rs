@@ -1,4 +1,4 @@
-//! What admins do about people: invites, users, everybody's events. The guard lets nobody else in; it must not know
+//! What admins do about people: invites, users. The guard lets nobody else in; it must not know
 //! sandboxes.
 
 use axum::Json;
@@ -10,8 +10,8 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::account::{Events, user_view};
-use super::extract::{Body, Query};
+use super::account::user_view;
+use super::extract::Body;
 use super::secret::Secret;
 use super::{Auth, Caller};
 use crate::error::{ApiError, ApiResult};
@@ -71,8 +71,4 @@ pub(super) async fn delete_invite(
     let deleted = caller.event("invite.delete", id.as_str(), auth.now());
     auth.0.store.delete_invite(id, deleted).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-pub(super) async fn audit(State(auth): State<Auth>, Query(events): Query<Events>) -> ApiResult<Json<Value>> {
-    auth.events(None, events).await
 }

@@ -152,8 +152,8 @@ impl Auth {
             user: Some(user.clone()),
             action: Some("recovery.finish".into()),
             since: Some(self.now() - NOTICE),
-            before: None,
             limit: 1,
+            ..AuditFilter::default()
         };
         let mut notices = Vec::new();
         if let Some(row) = self.0.store.audit_rows(filter).await?.first() {

@@ -20,6 +20,7 @@ use crate::random::{Random, draw};
 
 mod account;
 mod admin;
+mod audit;
 mod ceremonies;
 mod cookies;
 mod device;

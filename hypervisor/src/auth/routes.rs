@@ -1,6 +1,6 @@
 //! Every route of this module on one page. What they do is in the other files.
 
-use super::{Auth, account, admin, device, hosts, login, recovery, register, tokens, views};
+use super::{Auth, account, admin, audit, device, hosts, login, recovery, register, tokens, views};
 use crate::pages;
 
 super::routes! {
@@ -38,11 +38,11 @@ super::routes! {
     User DELETE delete "/me/tokens/{id}" => tokens::delete;
     User GET get "/me/recovery-codes" => account::recovery_codes;
     Session POST post "/me/recovery-codes" => account::new_recovery_codes;
-    User GET get "/me/audit" => account::audit;
+    User GET get "/me/audit" => audit::own;
 
     Admin GET get "/admin/users" => admin::users;
     Admin GET get "/admin/invites" => admin::invites;
     Admin POST post "/admin/invites" => admin::invite;
     Admin DELETE delete "/admin/invites/{id}" => admin::delete_invite;
-    Admin GET get "/admin/audit" => admin::audit;
+    Admin GET get "/admin/audit" => audit::everybodys;
 }

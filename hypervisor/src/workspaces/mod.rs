@@ -196,6 +196,10 @@ impl App {
         let mut effective: BTreeMap<String, api::EffectiveSetting> = BTreeMap::new();
         let mut layer = |from: &str, values: Value| {
             for (name, value) in flat(values) {
+                // A value in parts takes the place of one word: `egress.allowlist` that of `egress`.
+                if let Some((whole, _)) = name.split_once('.') {
+                    effective.remove(whole);
+                }
                 effective.insert(
                     name,
                     api::EffectiveSetting {
@@ -222,6 +226,7 @@ impl App {
             "idle_stop_s": sandboxes.idle_stop_s,
             "service_workers": false,
             "forward_authorization": false,
+            "egress": "open",
         })
     }
 }

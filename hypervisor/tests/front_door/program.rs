@@ -2,11 +2,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
+use serde_json::json;
 
 use crate::support::{Browser, remote};
 
@@ -33,6 +35,25 @@ impl Place {
 
     fn run(&self, verb: &str) -> Output {
         self.command(verb).output().unwrap()
+    }
+
+    /// `audit verify`, with a head from the log or without: whether it found the trail whole, and what it said.
+    fn verify(&self, head: Option<&str>) -> (bool, String) {
+        let mut command = self.command("audit");
+        command.arg("verify");
+        if let Some(head) = head {
+            command.args(["--head", head]);
+        }
+        let output = command.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    }
+
+    /// Of a serving hypervisor without sandboxes; nothing starts, so any file will do for the agent.
+    fn serving(port: u16) -> Self {
+        Self::with(&format!(
+            "[listen]\nport = {port}\n[sandboxes]\nruntime = \"process\"\nagent = \"hypervisor.toml\"\n[store]\npath = \"choir.db\"\n",
+        ))
     }
 }
 
@@ -128,12 +149,43 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn start(place: &Place, port: u16) -> Self {
-        let child = place.command("serve").stderr(Stdio::null()).spawn().unwrap();
+    fn start(place: &Place, port: u16, log: Stdio) -> Self {
+        let mut command = place.command("serve");
+        // SAFETY: ignoring a signal is async-signal-safe. A write beyond the file size limit then fails as one to a
+        // full disk does, instead of ending the process.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                Ok(())
+            })
+        };
+        let child = command.stderr(log).spawn().unwrap();
         Self {
             child,
             address: (Ipv4Addr::LOCALHOST, port).into(),
         }
+    }
+}
+
+impl Running {
+    /// Lets it write no byte to any file, as on a full disk, or lets it again.
+    fn fill_the_disk(&self, full: bool) {
+        use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+        let free = getrlimit(Resource::Fsize);
+        let current = if full { Some(1) } else { free.maximum };
+        prlimit(
+            Some(Pid::from_child(&self.child)),
+            Resource::Fsize,
+            Rlimit { current, ..free },
+        )
+        .unwrap();
+    }
+
+    /// Asks it to stop and waits until it has.
+    fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
     }
 }
 
@@ -156,16 +208,9 @@ fn token(link: &str) -> &str {
 
 #[tokio::test]
 async fn the_claim_link_is_private_works_once_and_goes_for_ever_with_the_first_user() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    // No sandbox starts here, so any file will do for the agent.
-    let place = Place::with(&format!(
-        "[listen]\nport = {}\n[sandboxes]\nruntime = \"process\"\nagent = \"hypervisor.toml\"\n[store]\npath = \"choir.db\"\n",
-        free.port()
-    ));
-    let running = Running::start(&place, free.port());
+    let port = free_port();
+    let place = Place::serving(port);
+    let running = Running::start(&place, port, Stdio::null());
     let file = place.path("claim-link");
     wait_for(&file, true).await;
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -193,4 +238,105 @@ async fn the_claim_link_is_private_works_once_and_goes_for_ever_with_the_first_u
         String::from_utf8_lossy(&output.stderr).contains("this box is claimed"),
         "{output:?}"
     );
+}
+
+fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap().port()
+}
+
+/// D21, with the head as an operator finds it in the journal.
+#[tokio::test]
+async fn a_trail_that_was_changed_or_cut_offline_is_found_by_the_program() {
+    let place = Place::serving(free_port());
+    let port = std::fs::read_to_string(place.path("hypervisor.toml")).unwrap();
+    let port: u16 = port
+        .lines()
+        .nth(1)
+        .unwrap()
+        .trim_start_matches("port = ")
+        .parse()
+        .unwrap();
+    let log = std::fs::File::create(place.path("log")).unwrap();
+    let mut running = Running::start(&place, port, log.into());
+    wait_for(&place.path("claim-link"), true).await;
+    let claim = std::fs::read_to_string(place.path("claim-link")).unwrap();
+    let mut ada = Browser::new(remote(running.address));
+    ada.register("ada", Some(token(&claim))).await.expect(StatusCode::OK);
+    for _ in 0..3 {
+        ada.post("/auth/logout", json!({})).await.expect(StatusCode::NO_CONTENT);
+        ada.login().await.expect(StatusCode::OK);
+    }
+    let (whole, said) = place.verify(None);
+    assert!(whole && said.contains("rows are as they were written\nhead "), "{said}");
+    running.stop();
+    let log = std::fs::read_to_string(place.path("log")).unwrap();
+    let (_, head) = log.rsplit_once("audit.head=").expect("the head is logged at the end");
+    let head = head.split_whitespace().next().unwrap();
+    let (whole, said) = place.verify(Some(head));
+    assert!(whole && said.contains(&format!("head {head}")), "{said}");
+    let tamper = |sql: &str| {
+        let connection = rusqlite::Connection::open(place.path("choir.db")).unwrap();
+        connection.pragma_update(None, "foreign_keys", false).unwrap();
+        connection.execute_batch(sql).unwrap();
+    };
+    tamper(
+        "DROP TRIGGER audit_is_never_deleted; DROP TRIGGER audit_chain_is_never_deleted; DROP TRIGGER audit_is_never_changed;
+         DELETE FROM audit WHERE id > 5; DELETE FROM audit_chain WHERE id > 5;
+         UPDATE sqlite_sequence SET seq = 5 WHERE name = 'audit';",
+    );
+    let (whole, said) = place.verify(None);
+    assert!(
+        whole,
+        "without the head a clean cut is not seen, which is why there is one: {said}"
+    );
+    let (whole, said) = place.verify(Some(head));
+    assert!(
+        !whole && said.starts_with("choir-hypervisor: audit row 6 is missing; 5:"),
+        "{said}"
+    );
+    tamper("UPDATE audit SET actor = 'root' WHERE id = 3");
+    let (whole, said) = place.verify(None);
+    assert!(
+        !whole && said.contains("audit row 3 is not as it was written; 2:"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let (whole, said) = place.verify(Some("5:abc"));
+    assert!(!whole && said.contains("64 hexadecimal digits"), "{said}");
+}
+
+/// D20 on a full disk, short of the secrets themselves: nothing is lost, who is signed in stays so, and it heals.
+#[tokio::test]
+async fn on_a_full_disk_people_stay_signed_in_what_needs_a_row_answers_503_and_room_heals_it() {
+    let port = free_port();
+    let place = Place::serving(port);
+    let running = Running::start(&place, port, Stdio::null());
+    wait_for(&place.path("claim-link"), true).await;
+    let claim = std::fs::read_to_string(place.path("claim-link")).unwrap();
+    let mut ada = Browser::new(remote(running.address));
+    ada.register("ada", Some(token(&claim))).await.expect(StatusCode::OK);
+    wait_for(&place.path("claim-link"), false).await;
+    running.fill_the_disk(true);
+    let put = ada
+        .fetch(Method::PUT, "/me/secrets/token", Some(json!({"value": "x"})))
+        .await;
+    put.refused(StatusCode::SERVICE_UNAVAILABLE, "disk_full");
+    let mut late = ada.clone();
+    late.cookies.clear();
+    late.login().await.refused(StatusCode::SERVICE_UNAVAILABLE, "disk_full");
+    ada.key = late.key.clone();
+    assert!(ada.is_signed_in().await);
+    ada.get("/api/workspaces").await.expect(StatusCode::OK);
+    assert_eq!(ada.get("/me/secrets").await.expect(StatusCode::OK)["items"], json!([]));
+    // The control: with room again the same things are done.
+    running.fill_the_disk(false);
+    let put = ada
+        .fetch(Method::PUT, "/me/secrets/token", Some(json!({"value": "x"})))
+        .await;
+    assert!(put.status.is_success(), "{}", put.text());
+    late.key = ada.key.clone();
+    late.login().await.expect(StatusCode::OK);
+    let (whole, said) = place.verify(None);
+    assert!(whole, "{said}");
 }

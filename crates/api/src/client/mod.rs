@@ -2,10 +2,13 @@
 //! state between calls, and never puts a secret into an error.
 
 mod account;
+mod audit;
 mod dial;
 mod error;
 mod events;
+mod grants;
 mod sandbox;
+mod secrets;
 mod socket;
 mod visit;
 mod workspaces;
@@ -21,6 +24,7 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 pub use account::{CreateInvite, DevicePoll, DeviceStart, Invite, Me, NewInvite, Proof, Registered, Token, User};
+pub use audit::AuditExport;
 pub use error::ClientError;
 pub use events::{Events, ServerEvent};
 pub use reqwest::header;
@@ -197,8 +201,7 @@ impl Client {
     }
 }
 
-/// One request; paths begin with `/` and are already escaped.
-#[derive(Debug)]
+/// One request; paths begin with `/` and are already escaped. Its body may hold a secret, so it cannot be printed.
 pub(crate) struct Request {
     method: Method,
     path: String,

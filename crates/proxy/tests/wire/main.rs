@@ -4,5 +4,6 @@ mod egress;
 mod harness;
 mod heads;
 mod lifecycle;
+mod redirects;
 mod strip;
 mod websocket;

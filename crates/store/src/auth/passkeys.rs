@@ -118,7 +118,8 @@ impl Store {
                 sessions::delete(c, &hash)?;
             }
             sessions::insert(c, &session)?;
-            audit::append(c, &event)
+            audit::append_or_log(c, &event);
+            Ok(())
         })
         .await
     }

@@ -91,7 +91,10 @@ impl Store {
                 params![id, of.as_str()],
             )? {
                 0 => Err(Error::NotFound),
-                _ => audit::append(c, &event),
+                _ => {
+                    audit::append_or_log(c, &event);
+                    Ok(())
+                }
             }
         })
         .await
@@ -104,7 +107,8 @@ impl Store {
                 "DELETE FROM sessions WHERE user_id = ?1 AND id <> ?2",
                 params![of.as_str(), keep],
             )?;
-            audit::append(c, &event)
+            audit::append_or_log(c, &event);
+            Ok(())
         })
         .await
     }

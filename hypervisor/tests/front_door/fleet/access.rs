@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Box, change, workspace};
 use crate::support::Browser;
 
-const HOST: &str = "live--main--ada.localhost:9090";
+pub(super) const HOST: &str = "live--main--ada.localhost:9090";
 
 #[tokio::test]
 async fn names_that_cannot_be_are_refused_and_lose_nothing() {
@@ -141,7 +141,13 @@ async fn somebody_elses_workspace_is_answered_like_one_that_is_not_there() {
 }
 
 /// What the gate says to a visitor with these cookies; the status of its answer, or 200 when it lets through.
-async fn knock(gate: &Gatekeeper, start: &Box, host: &str, browser: Option<&Browser>, page: bool) -> (u16, String) {
+pub(super) async fn knock(
+    gate: &Gatekeeper,
+    start: &Box,
+    host: &str,
+    browser: Option<&Browser>,
+    page: bool,
+) -> (u16, String) {
     let Ok(Target::Sandbox(target)) = start.app.hosts.parse(host) else {
         panic!("{host}")
     };

@@ -2,11 +2,15 @@
 
 mod access;
 mod admission;
+mod audit;
+mod backup;
 mod clear;
 mod deadline;
+mod egress;
 mod guard;
 mod lifecycle;
 mod raw;
+mod secrets;
 mod sockets;
 mod strangers;
 mod swap;
@@ -21,6 +25,7 @@ use choir_core::{SandboxId, Slot};
 use choir_hypervisor::app::App;
 use choir_hypervisor::clock::{Clock, SystemClock};
 use choir_hypervisor::config::Config;
+use choir_hypervisor::egress::Outside;
 use choir_hypervisor::random::OsRandom;
 use choir_hypervisor::router::router;
 use choir_hypervisor::serve::{Parts, compose, take_over};
@@ -78,6 +83,7 @@ impl Box {
             volumes: Arc::new(volumes.clone()),
             clock,
             random: Arc::new(OsRandom),
+            outside: Outside::system(),
         };
         let app = compose(config, parts).await.unwrap();
         let router = router(&app);

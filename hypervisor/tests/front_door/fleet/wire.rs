@@ -12,6 +12,7 @@ use choir_core::sandbox::Exit;
 use choir_core::{Door, Generation, Limits};
 use choir_hypervisor::clock::MockClock;
 use choir_hypervisor::config::Config;
+use choir_hypervisor::egress::Outside;
 use choir_hypervisor::gate::Gatekeeper;
 use choir_hypervisor::random::OsRandom;
 use choir_hypervisor::router::{ControlHost, router};
@@ -35,6 +36,15 @@ const PING: [u8; 6] = [0x89, 0x80, 1, 2, 3, 4];
 
 /// A hypervisor whose clock is moved by hand, over a runtime made of the simulated one.
 pub async fn start_at(clock: &Arc<MockClock>, runtime: impl FnOnce(Arc<Sim>) -> Arc<dyn Runtime>) -> Start {
+    start_outside(clock, runtime, Outside::system()).await
+}
+
+/// The same, in a world outside that the test makes.
+pub async fn start_outside(
+    clock: &Arc<MockClock>,
+    runtime: impl FnOnce(Arc<Sim>) -> Arc<dyn Runtime>,
+    outside: Outside,
+) -> Start {
     let directory = Arc::new(tempfile::tempdir().unwrap());
     let mut config = Config::default();
     config.store.path = directory.path().join("choir.db");
@@ -45,6 +55,7 @@ pub async fn start_at(clock: &Arc<MockClock>, runtime: impl FnOnce(Arc<Sim>) -> 
         volumes: Arc::new(volumes.clone()),
         clock: clock.clone(),
         random: Arc::new(OsRandom),
+        outside,
     };
     let app = compose(Arc::new(config), parts).await.unwrap();
     take_over(&app).await.unwrap();

@@ -1,0 +1,162 @@
+//! `choir grants`: which slot may use which secret where, and what sandboxes asked for. It must not know any rule.
+
+use choir_api::grants::{CreateGrant, Decision, GrantRequest};
+use choir_core::{Capability, GrantId, GrantRequestId, HostName, SecretName, Slot};
+use clap::Subcommand;
+use jiff::SignedDuration;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{ago, table};
+
+/// Let a slot use a secret at some hosts, without seeing it
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  choir grants add github --slot dev --secret GITHUB_TOKEN\n  choir grants add mail --slot live --secret MAIL_KEY --template bearer --host api.mail.example --method POST --path /v1/send\n  choir grants requests"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    pub what: Option<What>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum What {
+    /// List the grants of all workspaces (the default)
+    List,
+    /// Grant a capability to a slot of the workspace
+    Add(Add),
+    /// End a grant
+    Rm { id: GrantId },
+    /// List what sandboxes were refused and you may allow
+    Requests,
+    /// Put a host that was asked for on the workspace's allow list
+    Approve { id: GrantRequestId },
+    /// Let a request go
+    Dismiss { id: GrantRequestId },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Add {
+    /// The name by which programs ask for it
+    pub capability: Capability,
+    #[arg(long)]
+    pub slot: Slot,
+    /// Which of your secrets; see `choir secrets`
+    #[arg(long, value_name = "NAME")]
+    pub secret: SecretName,
+    /// A service (github, gitlab, openai, anthropic, npm, pypi, crates-io) or a way to send the secret (bearer, basic:USER,
+    /// header:NAME, query:NAME) [default: the service that is called like the capability]
+    #[arg(long, value_name = "NAME")]
+    pub template: Option<String>,
+    /// Where it may go; several times for several hosts
+    #[arg(long = "host", value_name = "HOST")]
+    pub hosts: Vec<HostName>,
+    /// With which method; several times for several
+    #[arg(long = "method", value_name = "METHOD")]
+    pub methods: Vec<String>,
+    /// Only at and below this path
+    #[arg(long = "path", value_name = "PATH")]
+    pub path_prefix: Option<String>,
+    /// End by itself after so many hours
+    #[arg(long, value_name = "HOURS", value_parser = clap::value_parser!(u32).range(1..=87_600))]
+    pub hours: Option<u32>,
+}
+
+pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
+    let client = ctx.client()?;
+    match &args.what {
+        None | Some(What::List) => {
+            let page = client.grants().await?;
+            ctx.show(&page, || {
+                let rows: Vec<Vec<String>> = page
+                    .items
+                    .iter()
+                    .map(|grant| {
+                        let hosts: Vec<&str> = grant.hosts.iter().map(HostName::as_str).collect();
+                        let ended = grant.expires_at.is_some_and(|at| at <= ctx.now);
+                        let until = grant.expires_at.map_or("-".to_owned(), |at| at.to_string());
+                        vec![
+                            grant.id.to_string(),
+                            format!("{}/{}", grant.workspace, grant.slot),
+                            grant.capability.to_string(),
+                            grant.secret.to_string(),
+                            grant.methods.join(","),
+                            format!("{}{}", hosts.join(","), grant.path_prefix),
+                            if ended { "ended".to_owned() } else { until },
+                        ]
+                    })
+                    .collect();
+                table(
+                    &["ID", "SLOT", "CAPABILITY", "SECRET", "METHODS", "WHERE", "UNTIL"],
+                    &rows,
+                )
+            })
+        }
+        Some(What::Add(add)) => {
+            let made = client.create_grant(&asked(ctx, add)).await?;
+            ctx.show(&made, || {
+                format!(
+                    "{}/{} may use {} as {}: programs there call $CHOIR_BROKER_URL/v1/egress/{}/…",
+                    made.workspace, made.slot, made.secret, made.capability, made.capability
+                )
+            })
+        }
+        Some(What::Rm { id }) => {
+            client.delete_grant(id).await?;
+            ctx.show(&json!({ "id": id }), || format!("Grant {id} has ended."))
+        }
+        Some(What::Requests) => {
+            let page = client.grant_requests().await?;
+            ctx.show(&page, || requests(&page.items, ctx))
+        }
+        Some(What::Approve { id }) => {
+            client.decide_request(id, Decision::Approve).await?;
+            ctx.show(&json!({ "id": id }), || {
+                "The host is on the workspace's allow list.".to_owned()
+            })
+        }
+        Some(What::Dismiss { id }) => {
+            client.decide_request(id, Decision::Dismiss).await?;
+            ctx.show(&json!({ "id": id }), || "The request is dismissed.".to_owned())
+        }
+    }
+}
+
+fn asked(ctx: &Context, add: &Add) -> CreateGrant {
+    CreateGrant {
+        workspace: ctx.workspace.clone(),
+        slot: add.slot,
+        capability: add.capability.clone(),
+        secret: add.secret.clone(),
+        template: add.template.clone(),
+        hosts: (!add.hosts.is_empty()).then(|| add.hosts.clone()),
+        methods: (!add.methods.is_empty()).then(|| add.methods.iter().map(|m| m.to_ascii_uppercase()).collect()),
+        path_prefix: add.path_prefix.clone(),
+        inject: None,
+        expires_at: add
+            .hours
+            .map(|hours| ctx.now + SignedDuration::from_hours(i64::from(hours))),
+    }
+}
+
+fn requests(items: &[GrantRequest], ctx: &Context) -> String {
+    let rows: Vec<Vec<String>> = items
+        .iter()
+        .map(|request| {
+            let wanted = match (&request.host, &request.capability) {
+                (Some(host), _) => format!("to reach {host}"),
+                (None, Some(capability)) => format!("the capability {capability}"),
+                (None, None) => String::new(),
+            };
+            vec![
+                request.id.to_string(),
+                format!("{}/{}", request.workspace, request.slot),
+                wanted,
+                request.count.to_string(),
+                ago(Some(request.last_at), ctx.now),
+            ]
+        })
+        .collect();
+    table(&["ID", "SLOT", "ASKED FOR", "TIMES", "LAST"], &rows)
+}

@@ -1,0 +1,130 @@
+//! `choir secrets`: store, list and delete. A value comes from a prompt that shows nothing, or from the standard input:
+//! never from the command line, which other users of the machine can read.
+
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
+
+use choir_api::secrets::{PutSecret, SecretText};
+use choir_core::SecretName;
+use clap::Subcommand;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{ago, table};
+
+/// Keep secrets that sandboxes use without seeing them
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  choir secrets set GITHUB_TOKEN\n  choir secrets set DEPLOY_KEY < key.pem")]
+pub struct Args {
+    #[command(subcommand)]
+    pub what: Option<What>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum What {
+    /// List the secrets, without their values (the default)
+    List,
+    /// Store a value, typed at a prompt or read from the standard input, in the place of the one before
+    Set {
+        name: SecretName,
+        /// Let sandboxes with a grant read the value itself
+        #[arg(long)]
+        reveal: bool,
+    },
+    /// Delete a secret; what uses it is refused from then on
+    Rm { name: SecretName },
+}
+
+pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
+    match &args.what {
+        None | Some(What::List) => {
+            let page = ctx.client()?.secrets().await?;
+            ctx.show(&page, || {
+                let rows: Vec<Vec<String>> = page
+                    .items
+                    .iter()
+                    .map(|secret| {
+                        vec![
+                            secret.name.to_string(),
+                            secret.version.to_string(),
+                            if secret.reveal { "yes" } else { "no" }.to_owned(),
+                            ago(Some(secret.updated_at), ctx.now),
+                            ago(secret.last_used_at, ctx.now),
+                        ]
+                    })
+                    .collect();
+                table(&["NAME", "VERSION", "REVEAL", "CHANGED", "LAST USED"], &rows)
+            })
+        }
+        Some(What::Set { name, reveal }) => {
+            let client = ctx.client()?;
+            let put = PutSecret {
+                value: SecretText::new(value(name)?),
+                reveal: *reveal,
+            };
+            let stored = client.put_secret(name, &put).await?;
+            ctx.show(&stored, || format!("{name} is stored, version {}.", stored.version))
+        }
+        Some(What::Rm { name }) => {
+            ctx.client()?.delete_secret(name).await?;
+            ctx.show(&json!({ "name": name }), || format!("{name} is deleted."))
+        }
+    }
+}
+
+/// What is typed or piped, without the line end that typing and `echo` add.
+fn value(name: &SecretName) -> Result<String, Failure> {
+    let mut text = String::new();
+    if io::stdin().is_terminal() {
+        let hidden = Hidden::enter()?;
+        eprint!("Value of {name} (not shown): ");
+        let read = io::stdin().lock().read_line(&mut text);
+        drop(hidden);
+        eprintln!();
+        read?;
+    } else {
+        io::stdin()
+            .lock()
+            .read_to_string(&mut text)
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::InvalidData => {
+                    Failure::Failed("the value is not text; encode it first, for example with `base64`".to_owned())
+                }
+                _ => e.into(),
+            })?;
+    }
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    if text.is_empty() {
+        return Err(Failure::Usage("the value is empty; type it, or pipe it in".to_owned()));
+    }
+    Ok(text)
+}
+
+/// The terminal shows nothing of what is typed until this is dropped.
+struct Hidden {
+    before: Termios,
+}
+
+impl Hidden {
+    fn enter() -> Result<Self, Failure> {
+        let wrong = |e: rustix::io::Errno| Failure::Failed(format!("cannot hide what is typed: {e}"));
+        let before = tcgetattr(io::stdin()).map_err(wrong)?;
+        let mut hidden = before.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &hidden).map_err(wrong)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // A terminal that is gone needs nothing back.
+        let _gone = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+    }
+}

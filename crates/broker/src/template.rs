@@ -1,0 +1,115 @@
+//! Ready-made rules for well-known services, so that a grant names a service and a secret and nothing else.
+//! It must not know who uses them.
+
+use choir_core::{Inject, Rule};
+
+use crate::grant::rule;
+
+const READ: &[&str] = &["GET", "HEAD"];
+const CALL: &[&str] = &["GET", "HEAD", "POST"];
+const ALL: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+
+/// Every template's name.
+pub const NAMES: [&str; 7] = ["github", "gitlab", "openai", "anthropic", "npm", "pypi", "crates-io"];
+
+/// The rule of a template; `None` where there is none of this name.
+pub fn template(name: &str) -> Option<Rule> {
+    Some(match name {
+        "github" => rule(
+            &["api.github.com", "uploads.github.com", "raw.githubusercontent.com"],
+            ALL,
+            bearer(),
+        ),
+        "gitlab" => rule(&["gitlab.com"], ALL, header("private-token", "{secret}")),
+        "openai" => Rule {
+            path_prefix: "/v1".to_owned(),
+            ..rule(&["api.openai.com"], ALL, bearer())
+        },
+        "anthropic" => Rule {
+            path_prefix: "/v1".to_owned(),
+            ..rule(&["api.anthropic.com"], CALL, header("x-api-key", "{secret}"))
+        },
+        "npm" => rule(
+            &["registry.npmjs.org"],
+            &["GET", "HEAD", "PUT", "POST", "DELETE"],
+            bearer(),
+        ),
+        "pypi" => Rule {
+            path_prefix: "/legacy/".to_owned(),
+            ..rule(
+                &["upload.pypi.org"],
+                &["POST"],
+                Inject::Basic {
+                    basic: "__token__".to_owned(),
+                },
+            )
+        },
+        "crates-io" => Rule {
+            path_prefix: "/api/v1/crates".to_owned(),
+            ..rule(
+                &["crates.io"],
+                &["GET", "HEAD", "PUT", "DELETE"],
+                header("authorization", "{secret}"),
+            )
+        },
+        _ => return None,
+    })
+}
+
+/// How a secret is put in where only the way is said: `bearer`, `basic:USER`, `header:NAME` or `query:NAME`.
+pub fn way(text: &str) -> Option<Inject> {
+    match text.split_once(':') {
+        None if text == "bearer" => Some(bearer()),
+        Some(("basic", user)) => Some(Inject::Basic { basic: user.to_owned() }),
+        Some(("header", name)) => Some(header(name, "{secret}")),
+        Some(("query", name)) => Some(Inject::Query { query: name.to_owned() }),
+        _ => None,
+    }
+}
+
+/// What a rule permits where its maker named no methods: looking.
+pub fn default_methods() -> Vec<String> {
+    READ.iter().map(|m| (*m).to_owned()).collect()
+}
+
+fn bearer() -> Inject {
+    header("authorization", "Bearer {secret}")
+}
+
+fn header(name: &str, format: &str) -> Inject {
+    Inject::Header {
+        header: name.to_owned(),
+        format: format.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grant::check;
+
+    #[test]
+    fn every_template_is_a_rule_that_could_have_been_typed() {
+        for name in NAMES {
+            let rule = template(name).unwrap();
+            assert_eq!(check(&rule), Ok(()), "{name}");
+        }
+        assert_eq!(
+            template("github").unwrap().hosts.len(),
+            3,
+            "a host that does not parse would be left out"
+        );
+        assert!(template("nowhere").is_none());
+    }
+
+    #[test]
+    fn a_way_is_read_as_it_is_typed() {
+        assert_eq!(way("bearer"), Some(bearer()));
+        assert_eq!(way("basic:me"), Some(Inject::Basic { basic: "me".into() }));
+        assert_eq!(way("header:x-api-key"), Some(header("x-api-key", "{secret}")));
+        assert_eq!(way("query:key"), Some(Inject::Query { query: "key".into() }));
+        for bad in ["", "basic", "bearer:x", "cookie:a"] {
+            assert_eq!(way(bad), None, "{bad}");
+        }
+    }
+}

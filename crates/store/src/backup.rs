@@ -1,0 +1,64 @@
+//! Copies of the whole database as one file, and making one that was put back safe to serve from. It must not know of
+//! encryption, nor where copies are kept.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::audit::{self, AuditEvent};
+use crate::connection::{create_private, schema};
+use crate::{Error, Result, Store};
+
+impl Store {
+    /// Writes the database as of one commit into a new file at `to` (mode 0600) and checks it; writes go on meanwhile,
+    /// other reads through this handle wait. What stands at `to` after an error is not a copy.
+    pub async fn copy_to(&self, to: &Path) -> Result<()> {
+        let to = to.to_owned();
+        create_private(&to)?;
+        self.read(move |c| {
+            let path = to
+                .to_str()
+                .ok_or(Error::Conflict("the path of the copy is not UTF-8"))?;
+            c.execute("VACUUM INTO ?1", [path])?;
+            check(&open_copy(&to)?)
+        })
+        .await
+    }
+}
+
+/// Makes a copy that was put back safe to serve from: checks it, ends all sessions and tokens of before, and records
+/// `event`. It is one file afterwards, as before.
+pub fn admit_copy(path: &Path, event: &AuditEvent) -> Result<()> {
+    let mut copy = open_copy(path)?;
+    check(&copy)?;
+    schema(&copy)?;
+    let change = copy.transaction()?;
+    change.execute("UPDATE users SET auth_epoch = auth_epoch + 1", [])?;
+    audit::append(&change, event)?;
+    change.commit()?;
+    Ok(())
+}
+
+fn open_copy(path: &Path) -> Result<Connection> {
+    let copy = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    copy.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA secure_delete = ON; PRAGMA foreign_keys = ON")?;
+    Ok(copy)
+}
+
+/// Every page, index and reference, unlike the quick check at each start.
+fn check(copy: &Connection) -> Result<()> {
+    let verdict: String = copy.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+    let dangling = copy.prepare("PRAGMA foreign_key_check")?.exists([])?;
+    if verdict == "ok" && !dangling {
+        return Ok(());
+    }
+    let what = if dangling {
+        "a row names one that is not there"
+    } else {
+        verdict.as_str()
+    };
+    Err(Error::Corrupt(format!("the copy of the database is damaged ({what})")))
+}

@@ -1,0 +1,131 @@
+//! Backups of the database: consistent, checked, and readable only with an identity that is not on this box. The key file
+//! is not in them, so that a stolen backup opens no secret. It must not know what the tables hold.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use age::{Decryptor, Encryptor, Identity, IdentityFile, Recipient};
+use anyhow::{Context as _, bail, ensure};
+use choir_store::{AuditEvent, Store, admit_copy};
+use jiff::Timestamp;
+
+use crate::config::Config;
+use crate::keys;
+use crate::random::{OsRandom, Random};
+
+/// Removes a file that is not wanted any more, whatever happens.
+struct Doomed(PathBuf);
+
+impl Drop for Doomed {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Writes a backup into the directory `to`, beside a running hypervisor or without one; returns its file.
+pub async fn backup(config: &Config, to: &Path, now: Timestamp) -> anyhow::Result<PathBuf> {
+    let recipients = config.backup_recipients()?;
+    ensure!(
+        !recipients.is_empty(),
+        "backups are encrypted: make an identity with `age-keygen`, keep it off this box, and name its public key in \
+         [backup] recipients"
+    );
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    // In the clear beside the database only, where it is anyway; never where backups go.
+    let copy = Doomed(config.beside_store("backup.part"));
+    let _ = fs::remove_file(&copy.0);
+    Store::open_read_only(&config.store.path)?.copy_to(&copy.0).await?;
+    check_trail(config, &copy.0).await?;
+    let name = format!("choir-{}.db.age", now.strftime("%Y%m%dT%H%M%SZ"));
+    let file = to.join(&name);
+    let part = Doomed(to.join(format!("{name}.part")));
+    encrypt(&copy.0, &part.0, &recipients).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::rename(&part.0, &file).with_context(|| format!("cannot put {} in place", file.display()))?;
+    sync_directory(to)?;
+    Ok(file)
+}
+
+/// The copy's audit rows are those that were written; without the master key nothing is known about them.
+async fn check_trail(config: &Config, copy: &Path) -> anyhow::Result<()> {
+    let store = Store::open_read_only(copy)?;
+    let random: Arc<dyn Random> = Arc::new(OsRandom);
+    if keys::load(&config.key_file(), &store, &random).await?.vault.is_sealed() {
+        return Ok(());
+    }
+    match store.verify_audit(None).await?.bad {
+        Some(bad) => bail!("{bad}; nothing was backed up. Look into it with `choir-hypervisor audit verify`"),
+        None => Ok(()),
+    }
+}
+
+/// Puts a backup into the directory `into`, which must hold no database. All sessions and tokens of before have ended
+/// then; passkeys, recovery codes and secrets are as they were.
+pub fn restore(from: &Path, into: &Path, identity: &Path, now: Timestamp) -> anyhow::Result<PathBuf> {
+    let database = into.join("choir.db");
+    fs::create_dir_all(into).with_context(|| format!("cannot make {}", into.display()))?;
+    ensure!(
+        fs::read_dir(into)?.next().is_none(),
+        "{} is not empty; restore into a new directory, so that nothing is overwritten",
+        into.display()
+    );
+    let part = Doomed(into.join("choir.db.part"));
+    decrypt(from, &part.0, &identities(identity)?).with_context(|| format!("cannot restore {}", from.display()))?;
+    let event = AuditEvent {
+        at: now,
+        actor: "root".into(),
+        user: None,
+        action: "backup.restore",
+        subject: from.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        outcome: "ok",
+    };
+    admit_copy(&part.0, &event)?;
+    File::open(&part.0)?.sync_all()?;
+    fs::rename(&part.0, &database)?;
+    sync_directory(into)?;
+    Ok(database)
+}
+
+fn identities(path: &Path) -> anyhow::Result<Vec<Box<dyn Identity + Send + Sync>>> {
+    let cause = || {
+        format!(
+            "{} must hold an age identity, as `age-keygen` writes it",
+            path.display()
+        )
+    };
+    let file = File::open(path).with_context(cause)?;
+    let identities = IdentityFile::from_buffer(BufReader::new(file)).with_context(cause)?;
+    identities.into_identities().with_context(cause)
+}
+
+fn encrypt(from: &Path, to: &Path, recipients: &[age::x25519::Recipient]) -> anyhow::Result<()> {
+    let encryptor = Encryptor::with_recipients(recipients.iter().map(|one| one as &dyn Recipient))?;
+    let mut sealed = encryptor.wrap_output(BufWriter::new(new_private(to)?))?;
+    io::copy(&mut File::open(from)?, &mut sealed)?;
+    Ok(finish(sealed.finish()?)?)
+}
+
+fn decrypt(from: &Path, to: &Path, identities: &[Box<dyn Identity + Send + Sync>]) -> anyhow::Result<()> {
+    let sealed = Decryptor::new_buffered(BufReader::new(File::open(from)?))?;
+    let mut clear = sealed.decrypt(identities.iter().map(|one| &**one as &dyn Identity))?;
+    let mut file = BufWriter::new(new_private(to)?);
+    io::copy(&mut clear, &mut file)?;
+    Ok(finish(file)?)
+}
+
+fn new_private(path: &Path) -> io::Result<File> {
+    let _ = fs::remove_file(path);
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+fn finish(mut file: BufWriter<File>) -> io::Result<()> {
+    file.flush()?;
+    file.get_ref().sync_all()
+}
+
+fn sync_directory(path: &Path) -> anyhow::Result<()> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,186 @@
+//! The broker's door inside a sandbox: lists what is granted, gives out what may be revealed, and makes calls with the
+//! secret put in. Deny by default; who calls is the listener the call came in on. It must not keep a secret.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use choir_api::grants::GrantedCapability;
+use choir_broker::VaultError;
+use choir_core::Capability;
+use choir_proxy::{Body, Io};
+use choir_store::{AuditEvent, Grant, Standing, Wanted};
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+
+use crate::egress::Outlet;
+
+mod call;
+mod refusal;
+mod scanned;
+
+use refusal::Refusal;
+
+const EGRESS: &str = "/v1/egress/";
+
+/// Serves one connection from inside.
+pub(crate) async fn serve<S: Io>(stream: S, outlet: Outlet) {
+    let door = Arc::new(Door { outlet });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(10))
+        .max_headers(100)
+        .max_buf_size(64 * 1024)
+        .half_close(false)
+        .serve_connection(
+            TokioIo::new(stream),
+            service_fn(move |request| {
+                let door = door.clone();
+                async move { Ok::<_, Infallible>(door.answer(request).await) }
+            }),
+        );
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a broker connection ended");
+    }
+}
+
+/// One sandbox's door.
+struct Door {
+    outlet: Outlet,
+}
+
+impl Door {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        let resolved = path
+            .strip_prefix("/v1/capabilities/")
+            .and_then(|rest| rest.strip_suffix("/resolve"));
+        let answer = if let Some(rest) = path.strip_prefix(EGRESS) {
+            let (name, below) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            self.call(name, below, request).await
+        } else if let (Some(name), &Method::POST) = (resolved, request.method()) {
+            self.reveal(name).await
+        } else if (path.as_str(), request.method()) == ("/v1/capabilities", &Method::GET) {
+            self.list().await
+        } else {
+            Err(Refusal::nothing_here())
+        };
+        answer.unwrap_or_else(|refusal| refusal.response(&*self.outlet.gateway.deps.random))
+    }
+
+    async fn list(&self) -> Result<Response<Body>, Refusal> {
+        let granted = self.granted().await?.map(|(_, granted)| granted).unwrap_or_default();
+        let items: Vec<GrantedCapability> = granted
+            .into_iter()
+            .map(|grant| GrantedCapability {
+                path: format!("{EGRESS}{}", grant.capability),
+                capability: grant.capability,
+                hosts: grant.rule.hosts,
+                methods: grant.rule.methods,
+                path_prefix: grant.rule.path_prefix,
+                expires_at: grant.expires_at,
+            })
+            .collect();
+        Ok(refusal::json(&json!({ "items": items })))
+    }
+
+    /// The value itself, where its owner allows that.
+    async fn reveal(&self, name: &str) -> Result<Response<Body>, Refusal> {
+        const ACTION: &str = "secret.reveal";
+        let deps = &self.outlet.gateway.deps;
+        let (standing, grant) = self.find(ACTION, name).await?;
+        let described = deps.vault.describe(&standing.user, &grant.secret).await;
+        if !described.is_ok_and(|secret| secret.reveal) {
+            let refusal = Refusal::not_revealed(&grant);
+            return Err(self.refuse(&standing, ACTION, name, None, refusal).await);
+        }
+        let intent = self.intent(&standing, ACTION, name).await?;
+        let opened = deps.vault.open(&standing.user, &grant.secret).await;
+        let revealed = match opened {
+            // What was allowed a moment ago may be another secret by now.
+            Ok(opened) if opened.reveal => Ok(opened),
+            Ok(_) => Err(Refusal::not_revealed(&grant)),
+            Err(error) => Err(Refusal::from_vault(&error, &standing, &grant)),
+        };
+        let outcome = revealed.as_ref().map_or_else(|refusal| refusal.outcome, |_| "ok");
+        let ended = deps.store.audit_outcome(intent, deps.clock.now(), outcome).await;
+        let opened = revealed?;
+        if let Err(error) = ended {
+            tracing::error!(%error, "the outcome of a use of a secret could not be recorded");
+        }
+        self.used(&standing, &grant);
+        let text = String::from_utf8_lossy(opened.value.expose()).into_owned();
+        Ok(refusal::json(&json!({ "value": text })))
+    }
+
+    async fn granted(&self) -> Result<Option<(Standing, Vec<Grant>)>, Refusal> {
+        let deps = &self.outlet.gateway.deps;
+        let granted = deps.store.granted(&self.outlet.sandbox, deps.clock.now()).await;
+        granted.map_err(|error| {
+            tracing::error!(%error, "grants cannot be read, so nothing is granted");
+            Refusal::unavailable()
+        })
+    }
+
+    /// The grant for a capability in the slot that this sandbox is in now. Whether there is none, was one, or is one in
+    /// the other slot is all the same to who asks.
+    async fn find(&self, action: &'static str, name: &str) -> Result<(Standing, Grant), Refusal> {
+        let Some((standing, granted)) = self.granted().await? else {
+            return Err(Refusal::nowhere());
+        };
+        match granted.into_iter().find(|grant| grant.capability.as_str() == name) {
+            Some(grant) => Ok((standing, grant)),
+            None => {
+                let wanted = name.parse::<Capability>().ok();
+                let refusal = Refusal::not_granted(&standing, wanted.as_ref());
+                let wanted = wanted.map(Wanted::Capability);
+                Err(self.refuse(&standing, action, name, wanted, refusal).await)
+            }
+        }
+    }
+
+    /// Records a refusal before it is told.
+    async fn refuse(
+        &self,
+        standing: &Standing,
+        action: &'static str,
+        what: &str,
+        wanted: Option<Wanted>,
+        refusal: Refusal,
+    ) -> Refusal {
+        let event = self.outlet.event(standing, action, what, refusal.outcome);
+        self.outlet.refused(standing, event, wanted).await;
+        refusal
+    }
+
+    /// Commits that a secret is about to be used. Where that fails, it is not.
+    async fn intent(
+        &self,
+        standing: &Standing,
+        action: &'static str,
+        what: &str,
+    ) -> Result<choir_store::AuditId, Refusal> {
+        let event: AuditEvent = self.outlet.event(standing, action, what, "ok");
+        let store = &self.outlet.gateway.deps.store;
+        store.audit_intent(event).await.map_err(|error| {
+            tracing::error!(%error, sandbox.id = %self.outlet.sandbox, "the audit trail cannot be written: no secret is released");
+            Refusal::no_audit()
+        })
+    }
+
+    fn used(&self, standing: &Standing, grant: &Grant) {
+        let deps = &self.outlet.gateway.deps;
+        let (vault, at) = (deps.vault.clone(), deps.clock.now());
+        let (user, secret) = (standing.user.clone(), grant.secret.clone());
+        tokio::spawn(async move {
+            if let Err(error) = vault.used(&user, &secret, at).await
+                && !matches!(error, VaultError::NotFound)
+            {
+                tracing::warn!(%error, "the last use of a secret could not be noted");
+            }
+        });
+    }
+}

@@ -1,0 +1,211 @@
+//! What comes out of sandboxes: the forward proxy to the outside, and the broker's door. A connection's sandbox is known
+//! by the listener it came in on; which slot that is, and so what it may do, is looked up at each call. It must not know
+//! who a user is beyond that.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use choir_broker::{AddressPolicy, Vault};
+use choir_core::egress::normal;
+use choir_core::{Generation, GrantRequestId, HostPattern, SandboxId};
+use choir_proxy::Io;
+use choir_proxy::egress::{Outward, Refused};
+use choir_runtime::{ListenerKind, Stream};
+use choir_store::{AuditEvent, NewRequest, Standing, Store, Wanted};
+use jiff::SignedDuration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::broker;
+use crate::clock::Clock;
+use crate::random::{Random, draw};
+
+mod outside;
+
+pub use outside::{Net, Outside};
+
+/// Connections from one sandbox at once, egress and broker together. A further one is closed.
+const PER_SANDBOX: usize = 64;
+/// How long the outside may take to answer a connect.
+const CONNECT_WITHIN: Duration = Duration::from_secs(20);
+/// How long what was refused waits for a person.
+const REQUEST_LIFETIME: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// What the gateway needs of the rest.
+pub struct Deps {
+    pub store: Store,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+    pub vault: Vault,
+    pub addresses: AddressPolicy,
+    pub outside: Outside,
+}
+
+/// Everything that leaves sandboxes passes here.
+pub struct Gateway {
+    pub(crate) deps: Deps,
+    places: Mutex<HashMap<SandboxId, Arc<Semaphore>>>,
+}
+
+impl Gateway {
+    pub fn new(deps: Deps) -> Arc<Self> {
+        Arc::new(Self {
+            deps,
+            places: Mutex::default(),
+        })
+    }
+
+    /// Serves what comes from inside until the runtime ends.
+    pub async fn run(self: Arc<Self>, mut inside: mpsc::Receiver<(Generation, ListenerKind, Stream)>) {
+        while let Some((generation, kind, stream)) = inside.recv().await {
+            let Some(place) = self.place(&generation.sandbox) else {
+                tracing::debug!(%generation, "too many connections from one sandbox; one is closed");
+                continue;
+            };
+            let outlet = Outlet {
+                gateway: self.clone(),
+                sandbox: generation.sandbox,
+            };
+            tokio::spawn(async move {
+                match kind {
+                    ListenerKind::Egress => choir_proxy::egress::serve(stream, Arc::new(outlet)).await,
+                    ListenerKind::Broker => broker::serve(stream, outlet).await,
+                }
+                drop(place);
+            });
+        }
+    }
+
+    fn place(&self, sandbox: &SandboxId) -> Option<OwnedSemaphorePermit> {
+        let mut places = self.places.lock().expect("never poisoned: no panic while held");
+        places.retain(|id, s| id == sandbox || s.available_permits() < PER_SANDBOX);
+        let semaphore = places
+            .entry(sandbox.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(PER_SANDBOX)));
+        semaphore.clone().try_acquire_owned().ok()
+    }
+
+    /// Resolves once, keeps what the policy lets pass, and dials just those addresses.
+    pub(crate) async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn Io>, Refused> {
+        let Deps { outside, addresses, .. } = &self.deps;
+        let found: Vec<IpAddr> = match host.parse() {
+            Ok(address) => vec![address],
+            Err(_) => tokio::time::timeout(CONNECT_WITHIN, outside.net.resolve(host))
+                .await
+                .ok()
+                .and_then(Result::ok)
+                .ok_or_else(|| Refused::Unresolved(host.to_owned()))?,
+        };
+        let allowed = addresses.pick(&found).map_err(|refusal| Refused::Denied {
+            host: host.to_owned(),
+            rule: refusal.to_string(),
+            remedy: "the operator can allow the network with [egress] allow_networks".to_owned(),
+        })?;
+        for address in allowed {
+            let to = SocketAddr::new(address, port);
+            if let Ok(Ok(stream)) = tokio::time::timeout(CONNECT_WITHIN, outside.net.connect(to)).await {
+                return Ok(stream);
+            }
+        }
+        Err(Refused::Unreachable(host.to_owned()))
+    }
+}
+
+/// One sandbox's way out.
+pub(crate) struct Outlet {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) sandbox: SandboxId,
+}
+
+impl Outlet {
+    /// An event about this sandbox, as it stands.
+    pub(crate) fn event(
+        &self,
+        standing: &Standing,
+        action: &'static str,
+        what: &str,
+        outcome: &'static str,
+    ) -> AuditEvent {
+        // What a sandbox writes is cut to a length that a trail can bear.
+        let what: String = what.chars().take(300).collect();
+        AuditEvent {
+            at: self.gateway.deps.clock.now(),
+            actor: self.sandbox.to_string(),
+            user: Some(standing.user.clone()),
+            action,
+            subject: format!("{}/{} {what}", standing.workspace_name, standing.slot),
+            outcome,
+        }
+    }
+
+    /// Records a refusal, and puts it before the owner where that can lift it.
+    pub(crate) async fn refused(&self, standing: &Standing, event: AuditEvent, wanted: Option<Wanted>) {
+        let Deps { store, random, .. } = &self.gateway.deps;
+        let request = wanted.map(|wanted| NewRequest {
+            id: GrantRequestId::from_random(draw(&**random)),
+            workspace: standing.workspace.clone(),
+            slot: standing.slot,
+            wanted,
+            at: event.at,
+            expires_at: event.at + REQUEST_LIFETIME,
+        });
+        if let Err(error) = store.record_refusal(event, request).await {
+            tracing::error!(%error, sandbox.id = %self.sandbox, "a refusal could not be recorded");
+        }
+    }
+
+    /// Why the policy of the workspace lets nobody through to `host`, recorded; nothing is resolved for it.
+    async fn policy(&self, standing: &Standing, host: &str, port: u16) -> Result<(), Refused> {
+        let Some(rule) = standing.egress.refuses(host) else {
+            return Ok(());
+        };
+        let outcome = rule.rsplit('.').next().unwrap_or(rule);
+        let event = self.event(standing, "egress.connect", &format!("{host}:{port}"), outcome);
+        let host = normal(host);
+        let wanted = host.parse::<HostPattern>().is_ok().then(|| Wanted::Host(host.clone()));
+        self.refused(standing, event, wanted).await;
+        Err(Refused::Denied {
+            remedy: format!(
+                "a person can allow it at /me/grants/requests, or with `choir grants requests` (workspace {})",
+                standing.workspace_name
+            ),
+            rule: rule.to_owned(),
+            host,
+        })
+    }
+}
+
+impl Outward for Outlet {
+    async fn connect(&self, host: &str, port: u16) -> Result<Box<dyn Io>, Refused> {
+        let store = &self.gateway.deps.store;
+        let standing = store.standing(&self.sandbox).await.map_err(|error| {
+            tracing::error!(%error, "where a sandbox stands cannot be read, so nothing leaves it");
+            Refused::Unavailable
+        })?;
+        let Some(standing) = standing else {
+            return Err(Refused::Denied {
+                host: host.to_owned(),
+                rule: "egress.no_slot".to_owned(),
+                remedy: "this sandbox is in no slot; it is being deleted".to_owned(),
+            });
+        };
+        self.policy(&standing, host, port).await?;
+        let dialled = self.gateway.dial(host, port).await;
+        let outcome = match &dialled {
+            Ok(_) => "ok",
+            Err(Refused::Denied { .. }) => "address",
+            Err(Refused::Unresolved(_)) => "unresolved",
+            Err(_) => "unreachable",
+        };
+        let event = self.event(&standing, "egress.connect", &format!("{host}:{port}"), outcome);
+        // No secret goes with it, so the connection does not wait for the row.
+        let store = store.clone();
+        tokio::spawn(async move {
+            if let Err(error) = store.audit(event).await {
+                tracing::error!(%error, "a connection could not be recorded");
+            }
+        });
+        dialled
+    }
+}

@@ -1,0 +1,193 @@
+//! What a user does with grants and with what sandboxes ask for. It must not know HTTP, nor any secret's value.
+
+use choir_api::grants as api;
+use choir_broker::{VaultError, grant, template};
+use choir_core::{GrantId, GrantRequestId, Rule};
+use choir_store::{AuditEvent, NewGrant, User, Wanted};
+
+use crate::app::App;
+use crate::error::{ApiError, ApiResult};
+use crate::random::draw;
+
+pub mod routes;
+
+impl App {
+    pub async fn grants(&self, user: &User) -> ApiResult<Vec<api::Grant>> {
+        let found = self.store.grants(user.id.clone()).await?;
+        Ok(found.into_iter().map(view).collect())
+    }
+
+    pub async fn grant(&self, user: &User, id: GrantId) -> ApiResult<api::Grant> {
+        Ok(view(self.store.grant(user.id.clone(), id).await?))
+    }
+
+    /// Lets a slot use a secret.
+    pub async fn create_grant(&self, user: &User, asked: api::CreateGrant) -> ApiResult<api::Grant> {
+        let rule = rule(&asked)?;
+        grant::check(&rule).map_err(|e| ApiError::bad_request("bad_grant", format!("The grant is refused: {e}.")))?;
+        let now = self.clock.now();
+        if asked.expires_at.is_some_and(|at| at <= now) {
+            let message = "`expires_at` has passed already; choose a later time or leave it out.";
+            return Err(ApiError::bad_request("bad_expiry", message));
+        }
+        let view_of = self.store.workspace_named(&user.id, &asked.workspace).await?;
+        match self.vault.describe(&user.id, &asked.secret).await {
+            Err(VaultError::NotFound) => {
+                let message = format!(
+                    "You have no secret {}; store it first with `choir secrets set`.",
+                    asked.secret
+                );
+                return Err(ApiError::bad_request("no_such_secret", message));
+            }
+            other => drop(other?),
+        }
+        let new = NewGrant {
+            id: GrantId::from_random(draw(&*self.random)),
+            workspace: view_of.workspace.id,
+            slot: asked.slot,
+            capability: asked.capability.clone(),
+            secret: asked.secret.clone(),
+            rule,
+            at: now,
+            expires_at: asked.expires_at,
+        };
+        let subject = format!("{}/{} {} {}", asked.workspace, asked.slot, asked.capability, new.id);
+        let event = self.grant_event(user, "grant.create", subject);
+        let made = self.store.add_grant(new, event).await.map_err(|error| match error {
+            choir_store::Error::Exists => {
+                let message = format!(
+                    "The {} slot has a grant for {} already; delete it first.",
+                    asked.slot, asked.capability
+                );
+                ApiError::conflict("granted_already", message)
+            }
+            other => other.into(),
+        })?;
+        Ok(view(made))
+    }
+
+    pub async fn delete_grant(&self, user: &User, id: GrantId) -> ApiResult<()> {
+        let event = self.grant_event(user, "grant.delete", id.to_string());
+        Ok(self.store.delete_grant(user.id.clone(), id, event).await?)
+    }
+
+    pub async fn grant_requests(&self, user: &User) -> ApiResult<Vec<api::GrantRequest>> {
+        let found = self.store.grant_requests(user.id.clone(), self.clock.now()).await?;
+        Ok(found.into_iter().map(request).collect())
+    }
+
+    pub async fn grant_request(&self, user: &User, id: GrantRequestId) -> ApiResult<api::GrantRequest> {
+        let found = self.store.grant_request(user.id.clone(), id, self.clock.now()).await?;
+        Ok(request(found))
+    }
+
+    /// Approves or dismisses what a sandbox asked for.
+    pub async fn decide_request(&self, user: &User, id: GrantRequestId, decision: api::Decision) -> ApiResult<()> {
+        let found = self
+            .store
+            .grant_request(user.id.clone(), id.clone(), self.clock.now())
+            .await?;
+        let wanted = match &found.wanted {
+            Wanted::Host(host) => host.clone(),
+            Wanted::Capability(capability) => capability.to_string(),
+        };
+        let subject = format!("{}/{} {wanted}", found.workspace_name, found.slot);
+        match (decision, found.wanted) {
+            (api::Decision::Dismiss, _) => {
+                let event = self.grant_event(user, "grant.dismiss", subject);
+                Ok(self.store.close_grant_request(user.id.clone(), id, event).await?)
+            }
+            (api::Decision::Approve, Wanted::Capability(capability)) => {
+                let message = format!(
+                    "Say which secret: `choir grants add {capability} --slot {} --secret NAME`; that closes the request.",
+                    found.slot
+                );
+                Err(ApiError::conflict("needs_a_grant", message))
+            }
+            (api::Decision::Approve, Wanted::Host(_)) => {
+                let event = self.grant_event(user, "egress.allow", subject);
+                let after = self.store.approve_host(user.id.clone(), id, event).await?;
+                self.publish(&after).await;
+                Ok(())
+            }
+        }
+    }
+
+    fn grant_event(&self, user: &User, action: &'static str, subject: String) -> AuditEvent {
+        AuditEvent {
+            at: self.clock.now(),
+            actor: user.id.to_string(),
+            user: Some(user.id.clone()),
+            action,
+            subject,
+            outcome: "ok",
+        }
+    }
+}
+
+/// The template's rule with what was said on top. Without a template it is the one called like the capability, if any.
+fn rule(asked: &api::CreateGrant) -> ApiResult<Rule> {
+    let name = asked.template.as_deref().unwrap_or(asked.capability.as_str());
+    let (ready, way) = (template::template(name), template::way(name));
+    if asked.template.is_some() && ready.is_none() && way.is_none() {
+        let message = format!(
+            "There is no such template; use {}, bearer, basic:USER, header:NAME or query:NAME.",
+            template::NAMES.join(", ")
+        );
+        return Err(ApiError::bad_request("bad_template", message));
+    }
+    let inject = asked
+        .inject
+        .clone()
+        .or(way)
+        .or_else(|| ready.as_ref().map(|r| r.inject.clone()));
+    let hosts = asked.hosts.clone().or_else(|| ready.as_ref().map(|r| r.hosts.clone()));
+    let (Some(inject), Some(hosts)) = (inject, hosts) else {
+        let message = "Name a template, or say `hosts` and `inject`.";
+        return Err(ApiError::bad_request("bad_grant", message));
+    };
+    let (methods, prefix) = ready.map_or_else(
+        || (template::default_methods(), "/".to_owned()),
+        |ready| (ready.methods, ready.path_prefix),
+    );
+    Ok(Rule {
+        hosts,
+        methods: asked.methods.clone().unwrap_or(methods),
+        path_prefix: asked.path_prefix.clone().unwrap_or(prefix),
+        inject,
+    })
+}
+
+fn view(grant: choir_store::Grant) -> api::Grant {
+    api::Grant {
+        id: grant.id,
+        workspace: grant.workspace_name,
+        slot: grant.slot,
+        capability: grant.capability,
+        secret: grant.secret,
+        hosts: grant.rule.hosts,
+        methods: grant.rule.methods,
+        path_prefix: grant.rule.path_prefix,
+        inject: grant.rule.inject,
+        created_at: grant.created_at,
+        expires_at: grant.expires_at,
+    }
+}
+
+fn request(request: choir_store::GrantRequest) -> api::GrantRequest {
+    let (host, capability) = match request.wanted {
+        Wanted::Host(host) => (Some(host), None),
+        Wanted::Capability(capability) => (None, Some(capability)),
+    };
+    api::GrantRequest {
+        id: request.id,
+        workspace: request.workspace_name,
+        slot: request.slot,
+        host,
+        capability,
+        count: request.count,
+        first_at: request.first_at,
+        last_at: request.last_at,
+        expires_at: request.expires_at,
+    }
+}

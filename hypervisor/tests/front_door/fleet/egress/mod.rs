@@ -1,0 +1,228 @@
+//! What leaves sandboxes, through the hypervisor as it is composed: a world outside that records, and programs inside
+//! that speak to the broker's door and to the proxy.
+
+mod answers;
+mod door;
+mod grants;
+mod outdoors;
+mod policy;
+mod scope;
+mod trail;
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use bytes::Bytes;
+use choir_core::{Generation, SandboxId, Slot};
+use choir_hypervisor::clock::MockClock;
+use choir_runtime::ListenerKind;
+use choir_store::{AuditFilter, AuditRow};
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+
+use self::outdoors::{Outdoors, PUBLIC};
+use super::wire::{clock, start_outside};
+use super::{Box as Start, change, workspace};
+use crate::support::Browser;
+
+/// What must never be seen inside.
+const SECRET: &str = "ghp_Canary0Canary1Canary2";
+const API: &str = "api.a.example";
+
+/// A hypervisor, its owner ada with a secret and both sandboxes running, and the world outside.
+struct Scene {
+    outdoors: Arc<Outdoors>,
+    clock: Arc<MockClock>,
+    start: Start,
+    ada: Browser,
+    sandboxes: [SandboxId; 2],
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let outdoors = Outdoors::new();
+        outdoors.host(API, PUBLIC);
+        let clock = clock();
+        let start = start_outside(&clock, |sim| sim, outdoors.outside()).await;
+        let mut ada = start.ada().await;
+        let sandboxes = workspace(&mut ada).await;
+        for slot in Slot::ALL {
+            change(&mut ada, slot, "start").await;
+        }
+        let mut scene = Self {
+            outdoors,
+            clock,
+            start,
+            ada,
+            sandboxes,
+        };
+        scene.store("gh", SECRET, false).await;
+        scene
+    }
+
+    async fn store(&mut self, name: &str, value: &str, reveal: bool) {
+        let body = json!({"value": value, "reveal": reveal});
+        let answer = self
+            .ada
+            .fetch(Method::PUT, &format!("/me/secrets/{name}"), Some(body))
+            .await;
+        assert!(answer.status.is_success(), "{}", answer.text());
+    }
+
+    /// A grant of the secret `gh` to dev for the host of the tests, with these fields changed; its id.
+    async fn grant(&mut self, changes: Value) -> String {
+        let mut asked = json!({
+            "workspace": "main", "slot": "dev", "capability": "github", "secret": "gh", "hosts": [API],
+            "methods": ["GET", "POST"], "template": "bearer",
+        });
+        for (field, value) in changes.as_object().unwrap() {
+            asked[field] = value.clone();
+        }
+        let made = self.ada.post("/me/grants", asked).await.expect(StatusCode::CREATED);
+        made["id"].as_str().unwrap().to_owned()
+    }
+
+    /// The sandbox that was put into this slot at first.
+    fn generation(&self, slot: Slot) -> Generation {
+        let id = &self.sandboxes[usize::from(slot == Slot::Dev)];
+        self.start.app.fleet.handle(id).unwrap().ready().unwrap()
+    }
+
+    /// What a program in dev's first sandbox gets from the broker.
+    async fn ask(&self, request: Request<Body>) -> Told {
+        self.ask_from(Slot::Dev, request).await
+    }
+
+    async fn ask_from(&self, slot: Slot, request: Request<Body>) -> Told {
+        self.begin(slot, request).await.whole().await
+    }
+
+    /// The same, with the body still on its way.
+    async fn begin(&self, slot: Slot, request: Request<Body>) -> Begun {
+        let stream = self
+            .start
+            .sim
+            .connect_inside(&self.generation(slot), ListenerKind::Broker)
+            .await;
+        let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let (mut head, body) = request.into_parts();
+        head.headers.entry("host").or_insert("127.0.0.1:9091".parse().unwrap());
+        let response = send.send_request(Request::from_parts(head, body)).await.unwrap();
+        Begun(response)
+    }
+
+    async fn get(&self, path: &str) -> Told {
+        self.ask(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    /// All audit rows of an action, oldest first, as subject and outcome.
+    async fn audited(&self, action: &str) -> Vec<(String, String)> {
+        let rows = self.rows(action).await;
+        rows.into_iter().map(|row| (row.subject, row.outcome)).collect()
+    }
+
+    async fn rows(&self, action: &str) -> Vec<AuditRow> {
+        // Outcomes are written behind the answer; a write that is asked for later comes after them.
+        tokio::task::yield_now().await;
+        self.start.app.store.check().await.unwrap();
+        let filter = AuditFilter {
+            action: Some(action.into()),
+            limit: 500,
+            ..AuditFilter::default()
+        };
+        let mut rows = self.start.app.store.audit_rows(filter).await.unwrap();
+        rows.reverse();
+        rows
+    }
+
+    /// Waits until an intent of this action has ended so.
+    async fn until(&self, action: &str, outcome: &str) {
+        let ended = async {
+            while !self.audited(action).await.iter().any(|(_, got)| got == outcome) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(20), ended).await;
+        assert!(waited.is_ok(), "{:?}", self.audited(action).await);
+    }
+}
+
+/// An answer whose head has come.
+struct Begun(http::Response<hyper::body::Incoming>);
+
+impl Begun {
+    async fn whole(self) -> Told {
+        let (head, mut body) = self.0.into_parts();
+        let mut told = Told {
+            status: head.status,
+            headers: head.headers,
+            reason: head
+                .extensions
+                .get::<hyper::ext::ReasonPhrase>()
+                .map(|r| r.as_bytes().to_vec()),
+            body: Vec::new(),
+            cut: false,
+        };
+        while let Some(frame) = body.frame().await {
+            match frame {
+                Ok(frame) => told.body.extend(frame.into_data().unwrap_or_default()),
+                Err(_) => told.cut = true,
+            }
+        }
+        told
+    }
+
+    /// The next bytes of the body.
+    async fn next(&mut self) -> Bytes {
+        self.0.body_mut().frame().await.unwrap().unwrap().into_data().unwrap()
+    }
+}
+
+/// All that a program inside was told.
+#[derive(Debug)]
+struct Told {
+    status: StatusCode,
+    headers: axum::http::HeaderMap,
+    reason: Option<Vec<u8>>,
+    body: Vec<u8>,
+    /// The connection broke before the body's end.
+    cut: bool,
+}
+
+impl Told {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
+    }
+
+    /// Whether it has this in it, in head or body.
+    fn has(&self, text: &str) -> bool {
+        let head = format!(
+            "{:?} {:?}",
+            self.headers,
+            self.reason.as_deref().map(String::from_utf8_lossy)
+        );
+        head.to_lowercase().contains(&text.to_lowercase()) || self.text().contains(text)
+    }
+
+    #[track_caller]
+    fn denied(&self, rule: &str) {
+        assert_eq!(self.status, StatusCode::FORBIDDEN, "{}", self.text());
+        assert_eq!(self.json()["error"]["rule"], rule, "{}", self.text());
+    }
+
+    /// All but the request's own id.
+    fn words(&self) -> Value {
+        let mut body = self.json();
+        body["error"]["request_id"] = Value::Null;
+        json!([self.status.as_u16(), body])
+    }
+}
