@@ -173,6 +173,10 @@ fn write_loop(connection: &Connection, chain: &Chain, writes: &mpsc::Receiver<Wr
 /// Commits `first` and what waits behind it; returns the first that is no part of a commit.
 fn commit_group(connection: &Connection, chain: &Chain, first: Job, writes: &mpsc::Receiver<Write>) -> Option<Write> {
     let begun = connection.execute_batch("BEGIN IMMEDIATE");
+    if begun.is_err() {
+        // Without a transaction each job would commit by itself, though its caller is told that it failed.
+        only_reads(connection, true);
+    }
     let mut answers = vec![first(connection)];
     let mut other = None;
     while answers.len() < GROUP && other.is_none() {
@@ -181,6 +185,9 @@ fn commit_group(connection: &Connection, chain: &Chain, first: Job, writes: &mps
             Ok(truncate) => other = Some(truncate),
             Err(_) => break,
         }
+    }
+    if begun.is_err() {
+        only_reads(connection, false);
     }
     let committed = begun
         .and_then(|()| chain.extend(connection))
@@ -195,6 +202,12 @@ fn commit_group(connection: &Connection, chain: &Chain, first: Job, writes: &mps
         answer(error);
     }
     other
+}
+
+fn only_reads(connection: &Connection, on: bool) {
+    connection
+        .pragma_update(None, "query_only", on)
+        .expect("a switch of the connection's own needs neither lock nor disk");
 }
 
 fn read_loop(connection: &Connection, jobs: &mpsc::Receiver<Job>) {
@@ -316,4 +329,41 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_cannot_begin_changes_nothing_though_the_lock_is_free_again_when_its_jobs_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("choir.db");
+        create_private(&path).unwrap();
+        let (connection, other) = (connect(&path).unwrap(), connect(&path).unwrap());
+        connection
+            .execute_batch("CREATE TABLE t (x); PRAGMA busy_timeout = 0")
+            .unwrap();
+        let rows = |c: &Connection| {
+            c.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0))
+                .unwrap()
+        };
+        let (_, writes) = mpsc::channel();
+        let commit = |before: Box<dyn FnOnce() + Send>| {
+            let (told, heard) = mpsc::channel();
+            let job: Job = Box::new(move |c| {
+                before();
+                let done = c.execute_batch("INSERT INTO t VALUES (1)");
+                Box::new(move |failed| told.send(failed.is_none() && done.is_ok()).unwrap())
+            });
+            commit_group(&connection, &Chain::default(), job, &writes);
+            heard.recv().unwrap()
+        };
+
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert!(!commit(Box::new(move || other.execute_batch("ROLLBACK").unwrap())));
+        assert_eq!(rows(&connection), 0);
+        assert!(commit(Box::new(|| {})), "the next group commits");
+        assert_eq!(rows(&connection), 1);
+    }
 }

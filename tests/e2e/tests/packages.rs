@@ -7,6 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use choir_api::client::{Client, SlotVerb};
+use choir_api::grants::CreateGrant;
+use choir_api::secrets::{PutSecret, SecretText};
 use choir_core::Slot;
 use choir_e2e::browser::Browser;
 use choir_e2e::instance::Instance;
@@ -14,6 +16,7 @@ use choir_e2e::neighbour::Neighbour;
 use choir_e2e::person::{self, exec, run, workspace};
 use choir_e2e::skip;
 use choir_e2e::waiting::{PATIENCE, step, until};
+use url::Url;
 
 /// How each tool names the servers it would ask, on a machine that may know other ones than the tool's makers.
 const SERVERS: [&str; 4] = [
@@ -55,6 +58,11 @@ async fn packages_install_inside_a_sandbox_and_stay_over_stop_start_and_swap() -
         step(name, run(&client, Slot::Dev, install)).await?;
     }
     step("everything works in dev", everything_works(&client, Slot::Dev)).await?;
+    step(
+        "a call with a secret",
+        a_call_with_a_secret_is_answered_by_a_real_server(&client),
+    )
+    .await?;
     for verb in [SlotVerb::Stop, SlotVerb::Start] {
         step(verb.as_str(), client_ask(&client, verb)).await?;
     }
@@ -103,6 +111,45 @@ async fn everything_works(client: &Client, slot: Slot) -> Result<()> {
         run(client, slot, shown).await.context(name)?;
     }
     run(client, slot, "git -C ~/clone log --oneline").await?;
+    Ok(())
+}
+
+/// By the system's resolver and certificates, over TLS, to the registry that npm asks. What arrives there is shown by the
+/// hypervisor's own tests.
+async fn a_call_with_a_secret_is_answered_by_a_real_server(client: &Client) -> Result<()> {
+    const CANARY: &str = "canary-granted-71c0d4e9a8b35f26";
+    let registry = Url::parse(run(client, Slot::Dev, "npm config get registry").await?.trim())?;
+    let host = registry.host_str().context("the registry has no host")?;
+    let call = format!(
+        "curl -sS -w '\\n%{{http_code}}' $CHOIR_BROKER_URL/v1/egress/registry{}is-number",
+        registry.path()
+    );
+    let before = run(client, Slot::Dev, &call).await?;
+    ensure!(before.ends_with("\n403"), "without a grant the answer is {before}");
+    let put = PutSecret {
+        value: SecretText::new(CANARY.to_owned()),
+        reveal: false,
+    };
+    client.put_secret(&"REGISTRY".parse()?, &put).await?;
+    let grant = CreateGrant {
+        workspace: workspace(),
+        slot: Slot::Dev,
+        capability: "registry".parse()?,
+        secret: "REGISTRY".parse()?,
+        template: Some("header:x-canary".to_owned()),
+        hosts: Some(vec![host.parse()?]),
+        methods: None,
+        path_prefix: None,
+        inject: None,
+        expires_at: None,
+    };
+    client.create_grant(&grant).await?;
+    let after = run(client, Slot::Dev, &call).await?;
+    let (body, status) = after.rsplit_once('\n').context("curl told no status")?;
+    ensure!(status == "200", "with a grant the answer is {status}");
+    let told: serde_json::Value = serde_json::from_str(body).context("the registry's answer is not whole")?;
+    ensure!(told["name"] == "is-number", "another package came: {}", told["name"]);
+    ensure!(!after.contains(CANARY), "the secret came back");
     Ok(())
 }
 
