@@ -107,16 +107,24 @@ fn below(prefix: &str, path: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || prefix.ends_with('/') || rest.starts_with('/'))
 }
 
+/// Nobody encodes a path so often but to hide something, and each time costs a pass over all of it.
+const MOST_DECODED: usize = 8;
+
 /// Whether every server finds the same parts in this path, none of which leads up: however often it decodes, whether it
 /// takes `\` for `/`, merges slashes, or cuts parameters off at `;`. Encoded slashes are fine: what they part is judged
 /// like the rest.
 fn unambiguous(path: &str) -> bool {
     let mut bytes = path.as_bytes().to_vec();
+    let mut rounds = 0;
     loop {
         let decoded = decode(&bytes);
         if decoded == bytes {
             break;
         }
+        if rounds == MOST_DECODED {
+            return false;
+        }
+        rounds += 1;
         bytes = decoded;
     }
     // Overlong forms of `.` and `/` are not UTF-8.
@@ -356,5 +364,12 @@ mod tests {
         fn no_text_makes_the_judgement_panic(path in "\\PC{0,60}", method in "\\PC{0,8}", host in "\\PC{0,20}") {
             let _ = admit(&scoped("/"), &method, Some(&host), &path);
         }
+    }
+
+    #[test]
+    fn a_path_that_decodes_again_and_again_is_refused_in_a_few_rounds() {
+        let often = |n: usize| format!("/%{}61", "25".repeat(n));
+        assert!(unambiguous(&often(3)));
+        assert!(!unambiguous(&often(30_000)));
     }
 }

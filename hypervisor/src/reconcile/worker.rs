@@ -290,14 +290,15 @@ impl Worker {
     async fn gone(&mut self, generation: u64, exit: Exit, reason: String) {
         self.started = false;
         self.leftover = Some(generation);
-        if !self.restart {
+        let restart = std::mem::take(&mut self.restart);
+        if !restart {
             self.place = None;
             self.fleet.make_room();
         }
         self.engaged = 0;
         self.oom_kills = Some(0);
         let outcome = if exit.oom_killed { "out_of_memory" } else { "exited" };
-        if self.desired == Desired::Running && !self.restart {
+        if self.desired == Desired::Running && !restart {
             self.audit("sandbox.exited", outcome).await;
         }
         self.happened(Event::Exited {
@@ -351,7 +352,9 @@ impl Worker {
                 tracing::warn!(sandbox.id = %self.id, reason, "new limits take effect at the next start");
             }
             Outcome::Limited(Ok(())) => {}
-            Outcome::Paused(Ok(())) if self.fleet.admission.is_waited_for() => self.give_way().await,
+            Outcome::Paused(Ok(())) if self.fleet.admission.is_waited_for() && !self.thaw_asked => {
+                self.give_way().await
+            }
             Outcome::Paused(Ok(())) => {}
             Outcome::Paused(Err(reason)) => {
                 tracing::warn!(sandbox.id = %self.id, reason, "a sandbox could not be paused");

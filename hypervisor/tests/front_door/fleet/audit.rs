@@ -63,7 +63,7 @@ async fn while_the_trail_cannot_be_written_nothing_that_needs_it_is_done_and_peo
     // Nothing that must be recorded is done: no intent is given, and what is recorded with its change is not changed.
     // That no secret is released then is tested at the broker's door.
     for n in 0..20 {
-        let refused = start.app.store.audit_intent(event(start, &n.to_string())).await;
+        let refused = start.app.store.audit_intent(event(&start, &n.to_string())).await;
         assert!(refused.is_err(), "{refused:?}");
     }
     assert_eq!(readiness(&mut ada).await, "not ready");
@@ -152,7 +152,7 @@ async fn fill(start: &Box, user: &mut Browser) {
         let event = AuditEvent {
             user,
             outcome,
-            ..event(&start, &n.to_string())
+            ..event(start, &n.to_string())
         };
         let store = start.app.store.clone();
         writes.spawn(async move { store.audit(event).await.unwrap() });
