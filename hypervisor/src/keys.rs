@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use choir_broker::{Fill, KeyFile, Vault, derive};
+use choir_broker::{Authorities, Fill, KeyFile, Vault, derive};
 use choir_store::Store;
 
 use crate::random::{Random, draw};
@@ -14,6 +14,8 @@ pub struct Keys {
     pub vault: Vault,
     /// Keys the hashes of recovery codes. While sealed it is of no use: codes cannot be checked, everything else goes on.
     pub pepper: [u8; 32],
+    /// `None` while sealed.
+    pub authorities: Option<Arc<Authorities>>,
 }
 
 /// Unlocks the vault and the chain of audit rows with the key file, which is made at the first start of a database and
@@ -27,6 +29,7 @@ pub async fn load(path: &Path, store: &Store, random: &Arc<dyn Random>) -> anyho
     }
     Ok(Keys {
         vault,
+        authorities: own.as_ref().map(|own| Arc::new(Authorities::new(own))),
         pepper: match &own {
             Some(own) => derive(own, "choir recovery code pepper"),
             None => draw(&**random),

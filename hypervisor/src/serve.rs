@@ -67,6 +67,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         clock: clock.clone(),
         random: random.clone(),
         releases: releases.clone(),
+        authorities: key.authorities,
     };
     let begun = Instant::now();
     let ticks: choir_proxy::Clock = Arc::new(move || u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
@@ -141,6 +142,7 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
         clock: app.clock.clone(),
         random: app.random.clone(),
         vault: app.vault.clone(),
+        authorities: app.fleet.services.authorities.clone(),
         addresses: AddressPolicy { allow, own },
         outside: app.outside.clone(),
     });

@@ -176,7 +176,7 @@ impl Agent {
     pub fn environment(&self, user: &User, extra: &BTreeMap<String, String>) -> BTreeMap<OsString, OsString> {
         let mut env = user.environment();
         for (name, value) in &self.config().env {
-            env.insert(name.into(), self.own_ports(value).into());
+            env.insert(name.into(), self.own_places(value).into());
         }
         if let Some(home) = &self.place.dev_home {
             env.insert("HOME".into(), home.into());
@@ -187,12 +187,12 @@ impl Agent {
         env
     }
 
-    /// In development mode the ports are not the contract's, so addresses that name those are rewritten.
-    fn own_ports(&self, value: &str) -> String {
+    /// In development mode ports and directory are not the contract's, so values that name those are rewritten.
+    fn own_places(&self, value: &str) -> String {
         if !self.place.is_dev() {
             return value.to_owned();
         }
-        let mut value = value.to_owned();
+        let mut value = value.replace(message::AGENT_DIR, &self.place.agent.to_string_lossy());
         for (listener, kind) in [
             (&self.ports.broker, ListenerKind::Broker),
             (&self.ports.egress, ListenerKind::Egress),

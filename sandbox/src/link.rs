@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent::Agent;
 use crate::api::{Callers, Listener, router, serve};
-use crate::{dial, log, report, services, sudo_server};
+use crate::{dial, log, report, services, sudo_server, trust};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
@@ -100,6 +100,9 @@ impl Link {
     async fn welcome(&mut self, channel: &Channel, config: AgentConfig, socket: Option<OwnedFd>) -> io::Result<()> {
         let socket = socket.ok_or_else(|| io::Error::other("the welcome came without a socket"))?;
         check_socket(socket.as_fd(), AddressFamily::UNIX, true)?;
+        if let Err(e) = trust::write(&self.agent.place.agent, config.authority.as_deref()) {
+            log::say(&format!("the certificates cannot be written: {e}"));
+        }
         self.agent.set_config(config);
         let listener = Listener::Unix(unix_listener(socket.into())?);
         let api = tokio::spawn(serve(listener, router(Arc::clone(&self.agent)), Callers::All));

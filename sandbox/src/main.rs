@@ -28,6 +28,7 @@ mod task_log;
 mod task_run;
 mod tasks;
 mod terminals;
+mod trust;
 mod user;
 
 #[expect(clippy::disallowed_methods, reason = "the one place where the clock comes in")]

@@ -54,8 +54,13 @@ impl Key {
 
 /// Another key for one purpose (HKDF-SHA-256, RFC 5869); nothing of `key` follows from it.
 pub fn derive<const N: usize>(key: &Key, label: &str) -> [u8; N] {
+    derive_from(key.bytes(), label)
+}
+
+/// The same, from a key that was derived itself.
+pub(crate) fn derive_from<const N: usize>(key: &[u8; 32], label: &str) -> [u8; N] {
     let mut derived = [0; N];
-    Hkdf::<Sha256>::new(None, key.bytes())
+    Hkdf::<Sha256>::new(None, key)
         .expand(label.as_bytes(), &mut derived)
         .expect("no derived key is longer than HKDF gives");
     derived

@@ -2,6 +2,7 @@
 //! It must not know of containers or of HTTP routing.
 
 pub mod address;
+mod authority;
 pub mod grant;
 pub mod inject;
 mod keys;
@@ -14,6 +15,7 @@ mod value;
 mod vault;
 
 pub use address::{AddressPolicy, Refusal};
+pub use authority::{Authorities, Authority, AuthorityError};
 pub use keys::{Fill, Key, KeyFile, KeyFileError, Keyring, derive};
 pub use rotate::{RotateError, Rotation, RotationStep};
 pub use scan::{Reflected, Scanner};

@@ -10,7 +10,17 @@ const CALL: &[&str] = &["GET", "HEAD", "POST"];
 const ALL: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 
 /// Every template's name.
-pub const NAMES: [&str; 7] = ["github", "gitlab", "openai", "anthropic", "npm", "pypi", "crates-io"];
+pub const NAMES: [&str; 9] = [
+    "github",
+    "github-git",
+    "gitlab",
+    "gitlab-git",
+    "openai",
+    "anthropic",
+    "npm",
+    "pypi",
+    "crates-io",
+];
 
 /// The rule of a template; `None` where there is none of this name.
 pub fn template(name: &str) -> Option<Rule> {
@@ -20,6 +30,9 @@ pub fn template(name: &str) -> Option<Rule> {
             ALL,
             bearer(),
         ),
+        // Git over HTTPS and its large files: the password is a token, and the user's name is the service's own choice.
+        "github-git" => rule(&["github.com"], CALL, basic("x-access-token")),
+        "gitlab-git" => rule(&["gitlab.com"], CALL, basic("oauth2")),
         "gitlab" => rule(&["gitlab.com"], ALL, header("private-token", "{secret}")),
         "openai" => Rule {
             path_prefix: "/v1".to_owned(),
@@ -36,13 +49,7 @@ pub fn template(name: &str) -> Option<Rule> {
         ),
         "pypi" => Rule {
             path_prefix: "/legacy/".to_owned(),
-            ..rule(
-                &["upload.pypi.org"],
-                &["POST"],
-                Inject::Basic {
-                    basic: "__token__".to_owned(),
-                },
-            )
+            ..rule(&["upload.pypi.org"], &["POST"], basic("__token__"))
         },
         "crates-io" => Rule {
             path_prefix: "/api/v1/crates".to_owned(),
@@ -60,7 +67,7 @@ pub fn template(name: &str) -> Option<Rule> {
 pub fn way(text: &str) -> Option<Inject> {
     match text.split_once(':') {
         None if text == "bearer" => Some(bearer()),
-        Some(("basic", user)) => Some(Inject::Basic { basic: user.to_owned() }),
+        Some(("basic", user)) => Some(basic(user)),
         Some(("header", name)) => Some(header(name, "{secret}")),
         Some(("query", name)) => Some(Inject::Query { query: name.to_owned() }),
         _ => None,
@@ -74,6 +81,10 @@ pub fn default_methods() -> Vec<String> {
 
 fn bearer() -> Inject {
     header("authorization", "Bearer {secret}")
+}
+
+fn basic(user: &str) -> Inject {
+    Inject::Basic { basic: user.to_owned() }
 }
 
 fn header(name: &str, format: &str) -> Inject {

@@ -82,6 +82,10 @@ pub struct WorkspaceSettings {
     /// Where programs in the sandboxes may connect to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressPolicy>,
+    /// Whether the gateway answers programs over TLS in the name of hosts that a grant names, so that unmodified
+    /// programs' calls carry its secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intercept_tls: Option<bool>,
 }
 
 /// How an app shows that it is well.
@@ -155,6 +159,7 @@ impl WorkspaceSettings {
             idle_stop_s: patch.idle_stop_s.or(self.idle_stop_s),
             service_workers: patch.service_workers.or(self.service_workers),
             forward_authorization: patch.forward_authorization.or(self.forward_authorization),
+            intercept_tls: patch.intercept_tls.or(self.intercept_tls),
             egress: patch.egress.or(self.egress),
         }
     }

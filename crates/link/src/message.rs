@@ -25,6 +25,8 @@ pub const SOCKET: &str = "hypervisor.sock";
 pub const NONCE: &str = "nonce";
 /// The agent's own writable run directory inside a sandbox.
 pub const AGENT_DIR: &str = "/run/choir-agent";
+/// Name, in the agent's directory, of the certificates that programs inside believe.
+pub const BUNDLE: &str = "ca-certificates.crt";
 /// Where the agent's binary is mounted inside a sandbox.
 pub const AGENT_BINARY: &str = "/usr/libexec/choir/choir-sandbox";
 /// The version both sides speak; a runtime serves this one and the one before.
@@ -101,6 +103,9 @@ pub struct AgentConfig {
     pub env: BTreeMap<String, String>,
     /// Shell lines run as the user once per generation, by name; `start` is the app itself.
     pub services: BTreeMap<String, String>,
+    /// The certificate, in PEM, that programs inside believe besides those that the image trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
 }
 
 /// What the agent sees of its own confinement; compared with the template before the sandbox is used.

@@ -1,5 +1,6 @@
 //! The HTTP proxy that a sandbox's programs use: CONNECT for TLS and everything else, absolute addresses for plain
-//! HTTP. It must not know what is allowed; an [`Outward`] decides, dials and audits. Redirects are never followed.
+//! HTTP. It must not know what is allowed; an [`Outward`] decides, dials and audits, and may answer itself. Redirects are
+//! never followed.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -8,26 +9,53 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST};
+use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::body::Body;
 use crate::forward::UpstreamBody;
+pub use crate::head::wants_websocket;
 pub use crate::headers::{inward, outward};
 use crate::pool::Upstream;
-use crate::route::Io;
+use crate::route::{BoxFuture, Io};
 use crate::{head, headers, tunnel};
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Dials out for one sandbox: applies policy, resolves once, checks the address, dials it, writes the audit row.
 pub trait Outward: Send + Sync + 'static {
-    fn connect(&self, host: &str, port: u16) -> impl Future<Output = Result<Box<dyn Io>, Refused>> + Send;
+    /// What becomes of a CONNECT.
+    fn connect(&self, host: &str, port: u16) -> impl Future<Output = Result<Way, Refused>> + Send;
+
+    /// What becomes of a plain request to this host and port.
+    fn request(
+        &self,
+        host: &str,
+        port: u16,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Plain, Refused>> + Send;
+}
+
+/// Where a program's bytes go once it may connect.
+pub enum Way {
+    /// As they are, to the host that it named.
+    Through(Box<dyn Io>),
+    /// To whoever answers in the host's name.
+    Taken(Box<dyn FnOnce(Box<dyn Io>) -> BoxFuture<'static, ()> + Send>),
+}
+
+/// What becomes of a plain request.
+pub enum Plain {
+    /// It goes to the host.
+    Through(Box<dyn Io>, Request<Incoming>),
+    Answered(Response<Body>),
 }
 
 /// Why a sandbox does not get through.
@@ -64,6 +92,31 @@ pub async fn serve<S: Io, O: Outward>(stream: S, outward: Arc<O>) {
     }
 }
 
+/// The one Host of a head that nobody can read in two ways, or what is wrong with it.
+pub fn check(head: &Parts) -> Result<HeaderValue, &'static str> {
+    head::check(head).map_err(|refusal| refusal.message)
+}
+
+/// Hands on that a host accepted a websocket, and what both say from then on. `see` is put between the program and what
+/// the host says.
+pub fn switch(
+    mut response: Response<Incoming>,
+    program: OnUpgrade,
+    see: impl FnOnce(Box<dyn Io>) -> Box<dyn Io> + Send + 'static,
+) -> Response<Body> {
+    let host = hyper::upgrade::on(&mut response);
+    tokio::spawn(async move {
+        let Ok(host) = host.await else { return };
+        let mut host = see(Box::new(TokioIo::new(host)));
+        let Ok(program) = program.await else { return };
+        tunnel::relay(&mut TokioIo::new(program), &mut host, Vec::new()).await;
+    });
+    let (mut parts, _) = response.into_parts();
+    parts.headers = headers::inward(parts.headers, true);
+    parts.version = Version::HTTP_11;
+    Response::from_parts(parts, Body::empty())
+}
+
 async fn answer<O: Outward>(request: Request<Incoming>, outward: Arc<O>) -> Response<Body> {
     let result = if request.method() == Method::CONNECT {
         connect(request, &*outward).await
@@ -78,18 +131,22 @@ async fn connect<O: Outward>(request: Request<Incoming>, outward: &O) -> Result<
     let Some((host, port)) = authority.and_then(|a| Some((bare(a.host()), a.port_u16()?))) else {
         return Err(malformed("send CONNECT with a host and a port"));
     };
-    let mut outside = outward.connect(host, port).await.map_err(refuse)?;
+    let way = outward.connect(host, port).await.map_err(refuse)?;
     tokio::spawn(async move {
         let Ok(inside) = hyper::upgrade::on(request).await else {
             return;
         };
-        tunnel::relay(&mut TokioIo::new(inside), &mut outside, Vec::new()).await;
+        let mut inside = TokioIo::new(inside);
+        match way {
+            Way::Through(mut outside) => tunnel::relay(&mut inside, &mut outside, Vec::new()).await,
+            Way::Taken(answer) => answer(Box::new(inside)).await,
+        }
     });
     Ok(Response::new(Body::empty()))
 }
 
 async fn plain<O: Outward>(request: Request<Incoming>, outward: &O) -> Result<Response<Body>, Box<Response<Body>>> {
-    let (mut head, body) = request.into_parts();
+    let (head, body) = request.into_parts();
     head::framing(&head).map_err(|refusal| malformed(refusal.message))?;
     let authority = head.uri.authority().filter(|a| plain_authority(a)).cloned();
     let Some(authority) = authority.filter(|_| head.uri.scheme() == Some(&Scheme::HTTP)) else {
@@ -108,19 +165,24 @@ async fn plain<O: Outward>(request: Request<Incoming>, outward: &O) -> Result<Re
     let target = head.uri.path_and_query().cloned().ok_or_else(bad_target)?;
     let (name, port) = (bare(authority.host()), authority.port_u16().unwrap_or(80));
     let unreachable = || refuse(Refused::Unreachable(name.to_owned()));
-    let outside = outward.connect(name, port).await.map_err(refuse)?;
+    let request = Request::from_parts(head, body);
+    let (outside, request) = match outward.request(name, port, request).await.map_err(refuse)? {
+        Plain::Through(outside, request) => (outside, request),
+        Plain::Answered(response) => return Ok(response),
+    };
+    let (mut head, body) = request.into_parts();
 
     let mut onward = Request::new(Body::wrap(body));
     *onward.method_mut() = std::mem::take(&mut head.method);
     *onward.uri_mut() = Uri::from(target);
-    *onward.headers_mut() = headers::outward(head.headers, host);
+    *onward.headers_mut() = headers::outward(head.headers, host, false);
     let mut upstream = Upstream::new(outside).await.map_err(|_| unreachable())?;
     let response = upstream.exchange(onward).await.map_err(|_| unreachable())?;
     let (mut parts, body) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(unreachable());
     }
-    parts.headers = headers::inward(parts.headers);
+    parts.headers = headers::inward(parts.headers, false);
     parts.version = Version::HTTP_11;
     let body = if body.is_end_stream() {
         Body::empty()

@@ -109,7 +109,7 @@ pub(crate) fn framing(head: &Parts) -> Result<(), Refusal> {
 }
 
 /// Whether the client asks for a websocket; any other upgrade is not one we offer.
-pub(crate) fn wants_websocket(head: &Parts) -> bool {
+pub fn wants_websocket(head: &Parts) -> bool {
     let mut upgrades = head.headers.get_all(UPGRADE).iter();
     let websocket = matches!((upgrades.next(), upgrades.next()), (Some(v), None) if v.as_bytes().eq_ignore_ascii_case(b"websocket"));
     websocket

@@ -73,22 +73,29 @@ pub(crate) fn response(from: HeaderMap, websocket: bool, face: Face) -> HeaderMa
     to
 }
 
-/// The head of a sandbox's plain request to the outside.
-pub fn outward(from: HeaderMap, host: HeaderValue) -> HeaderMap {
+/// The head of a sandbox's request to the outside.
+pub fn outward(from: HeaderMap, host: HeaderValue, websocket: bool) -> HeaderMap {
     let mut to = cleaned(from, |name, value| {
         let drop = matches!(*name, HOST | CONTENT_LENGTH | EXPECT) || name.as_str().starts_with("proxy-");
         (!drop).then_some(value)
     });
     to.insert(HOST, host);
+    if websocket {
+        upgrade_to_websocket(&mut to);
+    }
     to
 }
 
 /// The head of the outside's answer.
-pub fn inward(from: HeaderMap) -> HeaderMap {
-    let chunked = from.contains_key(TRANSFER_ENCODING);
-    cleaned(from, |name, value| {
-        (*name != CONTENT_LENGTH || !chunked).then_some(value)
-    })
+pub fn inward(from: HeaderMap, websocket: bool) -> HeaderMap {
+    let framed = from.contains_key(TRANSFER_ENCODING) || websocket;
+    let mut to = cleaned(from, |name, value| {
+        (*name != CONTENT_LENGTH || !framed).then_some(value)
+    });
+    if websocket {
+        upgrade_to_websocket(&mut to);
+    }
+    to
 }
 
 /// Copies what `keep` returns, without hop-by-hop headers and those that Connection lists.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
 use choir_core::{Door, Generation, IdRange, Limits, SandboxId};
+pub use choir_link::message::{AGENT_DIR, BUNDLE};
 pub use choir_link::{AgentConfig, ListenerKind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;

@@ -48,6 +48,8 @@ pub struct Standing {
     pub workspace_name: Name,
     pub slot: Slot,
     pub egress: EgressPolicy,
+    /// Whether programs are answered in a granted host's name.
+    pub intercept_tls: bool,
 }
 
 /// What a sandbox may ask its owner for.
@@ -173,12 +175,6 @@ impl Store {
         .await
     }
 
-    /// Where a sandbox stands now; `None` when it is in no slot, or its workspace is being deleted.
-    pub async fn standing(&self, sandbox: &SandboxId) -> Result<Option<Standing>> {
-        let sandbox = sandbox.clone();
-        self.read(move |c| standing(c, &sandbox)).await
-    }
-
     /// Where a sandbox stands and what it is granted there, read at one moment; without what has expired.
     pub async fn granted(&self, sandbox: &SandboxId, now: Timestamp) -> Result<Option<(Standing, Vec<Grant>)>> {
         let sandbox = sandbox.clone();
@@ -292,6 +288,7 @@ fn standing(c: &Connection, sandbox: &SandboxId) -> Result<Option<Standing>> {
                 workspace_name: parsed(row, "name")?,
                 slot: parsed(row, "slot")?,
                 egress: settings.egress.unwrap_or_default(),
+                intercept_tls: settings.intercept_tls.unwrap_or(false),
             })
         })())
     })

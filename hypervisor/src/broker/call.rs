@@ -1,35 +1,24 @@
 //! One call with a secret: authorise, commit the intent, open the secret, send, search the answer, record the outcome.
 //! Redirects are handed back, never followed. It must not decide what a grant covers.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use choir_broker::{Scanner, grant, inject};
 use choir_core::HostName;
-use choir_proxy::Body;
-use choir_proxy::egress::{inward, outward};
+use choir_proxy::egress::{inward, outward, switch, wants_websocket};
+use choir_proxy::{Body, Io};
 use choir_store::{Grant, Standing};
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, SEC_WEBSOCKET_EXTENSIONS};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use tokio_rustls::TlsConnector;
+use hyper::upgrade::OnUpgrade;
 
 use super::Door;
 use super::refusal::Refusal;
-use super::scanned::{Failed, Receipt, Scanned};
+use super::scanned::{Failed, Receipt, Scanned, ScannedIo};
+use crate::egress::Outlet;
 
 /// The action's name in the audit trail.
 const ACTION: &str = "secret.use";
-/// Where every call goes: credentials travel over TLS only.
-const PORT: u16 = 443;
-/// How long the certificate's proof may take.
-const PROVE_WITHIN: Duration = Duration::from_secs(20);
-/// How long a host may think before its answer begins; models think for minutes.
-const ANSWER_WITHIN: Duration = Duration::from_secs(600);
 
 impl Door {
     /// `below` is the path at the host, as it was written.
@@ -42,24 +31,38 @@ impl Door {
         let (standing, grant) = self.find(ACTION, name).await?;
         let path = if below.is_empty() { "/" } else { below };
         let chosen = chosen_host(request.headers());
-        let method = request.method().clone();
-        let host = match grant::admit(&grant.rule, method.as_str(), chosen.as_deref(), path) {
-            Ok(host) => host.clone(),
+        let method = request.method().as_str();
+        let host = match grant::admit(&grant.rule, method, chosen.as_deref(), path) {
+            Ok(host) => host,
             Err(denial) => {
                 let what = format!("{name} {method} {}", chosen.as_deref().unwrap_or_default());
                 let refusal = Refusal::not_covered(&denial, &grant);
                 return Err(self.refuse(&standing, ACTION, what.trim_end(), None, refusal).await);
             }
         };
-        let intent = self
-            .intent(&standing, ACTION, &format!("{name} {method} {host}"))
-            .await?;
-        let deps = &self.outlet.gateway.deps;
+        self.outlet.call(&standing, &grant, host, path, request).await
+    }
+}
+
+impl Outlet {
+    /// Makes a call that a grant covers: `path` is the path at the host, as it was judged.
+    pub(crate) async fn call(
+        &self,
+        standing: &Standing,
+        grant: &Grant,
+        host: &HostName,
+        path: &str,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Body>, Refusal> {
+        let program = request.extensions_mut().remove::<OnUpgrade>();
+        let what = format!("{} {} {host}", grant.capability, request.method());
+        let intent = self.intent(standing, ACTION, &what).await?;
+        let deps = &self.gateway.deps;
         let receipt = Receipt::new(deps.store.clone(), deps.clock.clone(), intent);
-        match self.send(&standing, &grant, &host, path, request).await {
+        match self.send(standing, grant, host, path, request).await {
             Ok((response, scanner)) => {
-                self.used(&standing, &grant);
-                answer(response, scanner, receipt, &host).await
+                self.used(standing, grant);
+                answer(response, program, scanner, receipt, host).await
             }
             Err(refusal) => {
                 receipt.end(refusal.outcome);
@@ -77,7 +80,7 @@ impl Door {
         path: &str,
         request: Request<Incoming>,
     ) -> Result<(Response<Incoming>, Scanner), Refusal> {
-        let opened = self.outlet.gateway.deps.vault.open(&standing.user, &grant.secret).await;
+        let opened = self.gateway.deps.vault.open(&standing.user, &grant.secret).await;
         let secret = opened
             .map_err(|error| Refusal::from_vault(&error, standing, grant))?
             .value;
@@ -91,43 +94,18 @@ impl Door {
         };
         head.uri = Uri::from(PathAndQuery::try_from(target).map_err(|_| unsendable())?);
         let authority = HeaderValue::from_str(host.as_str()).map_err(|_| unsendable())?;
-        head.headers = outward(head.headers, authority);
+        let websocket = wants_websocket(&head);
+        head.headers = outward(head.headers, authority, websocket);
+        // Compressed messages cannot be searched.
+        head.headers.remove(SEC_WEBSOCKET_EXTENSIONS);
         head.extensions.clear();
         head.version = Version::HTTP_11;
         inject::apply(&grant.rule.inject, &secret, &mut head).map_err(|error| Refusal::unfit(&error))?;
         drop(secret);
 
-        let response = self.exchange(host, Request::from_parts(head, body)).await?;
+        let request = Request::from_parts(head, Body::wrap(body));
+        let response = self.https().exchange(host, request).await?;
         Ok((response, scanner))
-    }
-
-    async fn exchange(&self, host: &HostName, request: Request<Incoming>) -> Result<Response<Incoming>, Refusal> {
-        let gateway = &self.outlet.gateway;
-        let dialled = gateway.dial(host.as_str(), PORT).await;
-        let stream = dialled.map_err(|refused| Refusal::from_dial(&refused))?;
-        let untrusted = || Refusal::untrusted(host.as_str());
-        let name = ServerName::try_from(host.to_string()).map_err(|_| untrusted())?;
-        let proving = TlsConnector::from(Arc::clone(&gateway.deps.outside.tls)).connect(name, stream);
-        let secured = match tokio::time::timeout(PROVE_WITHIN, proving).await {
-            Ok(Ok(secured)) => secured,
-            Ok(Err(error)) => {
-                tracing::info!(%error, %host, "a host could not prove who it is");
-                return Err(untrusted());
-            }
-            Err(_) => return Err(untrusted()),
-        };
-        let broken = || Refusal::broken(host.as_str());
-        let shaken = http1::Builder::new().handshake(TokioIo::new(secured)).await;
-        let (mut send, connection) = shaken.map_err(|_| broken())?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection with a secret ended");
-            }
-        });
-        match tokio::time::timeout(ANSWER_WITHIN, send.send_request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            _ => Err(broken()),
-        }
     }
 }
 
@@ -144,21 +122,22 @@ fn chosen_host(headers: &HeaderMap) -> Option<String> {
 /// What is handed back of the host's answer. Its reason phrase, trailers and extensions are not.
 async fn answer(
     response: Response<Incoming>,
+    program: Option<OnUpgrade>,
     scanner: Scanner,
     receipt: Receipt,
     host: &HostName,
 ) -> Result<Response<Body>, Refusal> {
-    let (parts, body) = response.into_parts();
     let host = host.as_str();
     let told = |(name, value): (&http::HeaderName, &HeaderValue)| {
         scanner.is_in(name.as_str().as_bytes()) || scanner.is_in(value.as_bytes())
     };
     let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
-    let refusal = if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let refusal = if switched && program.is_none() {
         Some(Refusal::switched(host))
-    } else if parts.headers.iter().any(told) {
+    } else if response.headers().iter().any(told) {
         Some(Refusal::reflected(host))
-    } else if parts.headers.get_all(CONTENT_ENCODING).iter().any(encoded) {
+    } else if response.headers().get_all(CONTENT_ENCODING).iter().any(encoded) {
         Some(Refusal::encoded(host))
     } else {
         None
@@ -167,6 +146,11 @@ async fn answer(
         receipt.end(refusal.outcome);
         return Err(refusal);
     }
+    if let (true, Some(program)) = (switched, program) {
+        let see = |upstream| Box::new(ScannedIo::new(upstream, scanner, receipt)) as Box<dyn Io>;
+        return Ok(switch(response, program, see));
+    }
+    let (parts, body) = response.into_parts();
     let mut body = Scanned::new(body, scanner, receipt);
     if !streams_events(&parts.headers) {
         body.begin().await.map_err(|failed| match failed {
@@ -176,7 +160,7 @@ async fn answer(
     }
     let mut answer = Response::new(Body::wrap(body));
     *answer.status_mut() = parts.status;
-    *answer.headers_mut() = inward(parts.headers);
+    *answer.headers_mut() = inward(parts.headers, false);
     Ok(answer)
 }
 

@@ -22,7 +22,7 @@ mod call;
 mod refusal;
 mod scanned;
 
-use refusal::Refusal;
+pub(crate) use refusal::Refusal;
 
 const EGRESS: &str = "/v1/egress/";
 
@@ -42,7 +42,7 @@ pub(crate) async fn serve<S: Io>(stream: S, outlet: Outlet) {
                 async move { Ok::<_, Infallible>(door.answer(request).await) }
             }),
         );
-    if let Err(error) = connection.await {
+    if let Err(error) = connection.with_upgrades().await {
         tracing::debug!(%error, "a broker connection ended");
     }
 }
@@ -72,7 +72,12 @@ impl Door {
     }
 
     async fn list(&self) -> Result<Response<Body>, Refusal> {
-        let granted = self.granted().await?.map(|(_, granted)| granted).unwrap_or_default();
+        let granted = self
+            .outlet
+            .granted()
+            .await?
+            .map(|(_, granted)| granted)
+            .unwrap_or_default();
         let items: Vec<GrantedCapability> = granted
             .into_iter()
             .map(|grant| GrantedCapability {
@@ -97,7 +102,7 @@ impl Door {
             let refusal = Refusal::not_revealed(&grant);
             return Err(self.refuse(&standing, ACTION, name, None, refusal).await);
         }
-        let intent = self.intent(&standing, ACTION, name).await?;
+        let intent = self.outlet.intent(&standing, ACTION, name).await?;
         let opened = deps.vault.open(&standing.user, &grant.secret).await;
         let revealed = match opened {
             // What was allowed a moment ago may be another secret by now.
@@ -111,24 +116,15 @@ impl Door {
         if let Err(error) = ended {
             tracing::error!(%error, "the outcome of a use of a secret could not be recorded");
         }
-        self.used(&standing, &grant);
+        self.outlet.used(&standing, &grant);
         let text = String::from_utf8_lossy(opened.value.expose()).into_owned();
         Ok(refusal::json(&json!({ "value": text })))
-    }
-
-    async fn granted(&self) -> Result<Option<(Standing, Vec<Grant>)>, Refusal> {
-        let deps = &self.outlet.gateway.deps;
-        let granted = deps.store.granted(&self.outlet.sandbox, deps.clock.now()).await;
-        granted.map_err(|error| {
-            tracing::error!(%error, "grants cannot be read, so nothing is granted");
-            Refusal::unavailable()
-        })
     }
 
     /// The grant for a capability in the slot that this sandbox is in now. Whether there is none, was one, or is one in
     /// the other slot is all the same to who asks.
     async fn find(&self, action: &'static str, name: &str) -> Result<(Standing, Grant), Refusal> {
-        let Some((standing, granted)) = self.granted().await? else {
+        let Some((standing, granted)) = self.outlet.granted().await? else {
             return Err(Refusal::nowhere());
         };
         match granted.into_iter().find(|grant| grant.capability.as_str() == name) {
@@ -155,7 +151,9 @@ impl Door {
         self.outlet.refused(standing, event, wanted).await;
         refusal
     }
+}
 
+impl Outlet {
     /// Commits that a secret is about to be used. Where that fails, it is not.
     async fn intent(
         &self,
@@ -163,16 +161,16 @@ impl Door {
         action: &'static str,
         what: &str,
     ) -> Result<choir_store::AuditId, Refusal> {
-        let event: AuditEvent = self.outlet.event(standing, action, what, "ok");
-        let store = &self.outlet.gateway.deps.store;
+        let event: AuditEvent = self.event(standing, action, what, "ok");
+        let store = &self.gateway.deps.store;
         store.audit_intent(event).await.map_err(|error| {
-            tracing::error!(%error, sandbox.id = %self.outlet.sandbox, "the audit trail cannot be written: no secret is released");
+            tracing::error!(%error, sandbox.id = %self.sandbox, "the audit trail cannot be written: no secret is released");
             Refusal::no_audit()
         })
     }
 
     fn used(&self, standing: &Standing, grant: &Grant) {
-        let deps = &self.outlet.gateway.deps;
+        let deps = &self.gateway.deps;
         let (vault, at) = (deps.vault.clone(), deps.clock.now());
         let (user, secret) = (standing.user.clone(), grant.secret.clone());
         tokio::spawn(async move {

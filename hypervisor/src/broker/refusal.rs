@@ -10,18 +10,19 @@ use choir_store::{Grant, Standing};
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::egress::Lost;
 use crate::random::{Random, draw};
 
 /// A call that is not made, or whose answer is not handed on.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     code: &'static str,
     /// The rule that refused, where one did.
     rule: Option<&'static str>,
     message: String,
     /// As the audit trail has it.
-    pub(super) outcome: &'static str,
+    pub(crate) outcome: &'static str,
 }
 
 impl Refusal {
@@ -45,18 +46,18 @@ impl Refusal {
         }
     }
 
-    pub(super) fn nothing_here() -> Self {
+    pub(crate) fn nothing_here() -> Self {
         let message =
             "Nothing is here; GET /v1/capabilities lists what is granted, and calls go to /v1/egress/CAPABILITY/…";
         Self::failed(StatusCode::NOT_FOUND, "not_found", message)
     }
 
-    pub(super) fn nowhere() -> Self {
+    pub(crate) fn nowhere() -> Self {
         let message = "This sandbox is in no slot, so nothing is granted to it; its workspace is being deleted.";
         Self::denied("grant", "no_grant", message.to_owned())
     }
 
-    pub(super) fn not_granted(standing: &Standing, wanted: Option<&Capability>) -> Self {
+    pub(crate) fn not_granted(standing: &Standing, wanted: Option<&Capability>) -> Self {
         let message = match wanted {
             Some(capability) => format!(
                 "{capability} is not granted to the {slot} slot of {workspace}; a person can allow it with `choir --workspace \
@@ -69,7 +70,7 @@ impl Refusal {
         Self::denied("grant", "no_grant", message)
     }
 
-    pub(super) fn not_covered(denial: &Denial, grant: &Grant) -> Self {
+    pub(crate) fn not_covered(denial: &Denial, grant: &Grant) -> Self {
         let (rule, capability) = (denial.rule(), &grant.capability);
         let outcome = rule.strip_prefix("grant.").unwrap_or(rule);
         let message = format!(
@@ -78,7 +79,7 @@ impl Refusal {
         Self::denied(rule, outcome, message)
     }
 
-    pub(super) fn not_revealed(grant: &Grant) -> Self {
+    pub(crate) fn not_revealed(grant: &Grant) -> Self {
         let message = format!(
             "The value of {capability} is not given out; call /v1/egress/{capability}/… instead, or a person can store the \
              secret anew with reveal.",
@@ -87,7 +88,7 @@ impl Refusal {
         Self::denied("secret.reveal", "not_revealed", message)
     }
 
-    pub(super) fn too_short(grant: &Grant) -> Self {
+    pub(crate) fn too_short(grant: &Grant) -> Self {
         let message = format!(
             "The secret of {} is too short to be recognised in an answer, so it is not sent; a person can store one of at \
              least {} bytes.",
@@ -97,11 +98,11 @@ impl Refusal {
         Self::denied("secret.length", "too_short", message)
     }
 
-    pub(super) fn unfit(error: &choir_broker::inject::InjectError) -> Self {
+    pub(crate) fn unfit(error: &choir_broker::inject::InjectError) -> Self {
         Self::denied("secret.form", "unfit", format!("The call was not made: {error}."))
     }
 
-    pub(super) fn from_vault(error: &VaultError, standing: &Standing, grant: &Grant) -> Self {
+    pub(crate) fn from_vault(error: &VaultError, standing: &Standing, grant: &Grant) -> Self {
         match error {
             VaultError::Sealed => Self::failed(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -117,62 +118,48 @@ impl Refusal {
         }
     }
 
-    pub(super) fn unavailable() -> Self {
+    pub(crate) fn unavailable() -> Self {
         let message = "The server cannot look this up right now; try again later.";
         Self::failed(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
     }
 
-    pub(super) fn no_audit() -> Self {
+    pub(crate) fn no_audit() -> Self {
         let message = "The use of a secret cannot be recorded right now, so none is released; try again later.";
         Self::failed(StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable", message)
     }
 
-    pub(super) fn from_dial(refused: &Refused) -> Self {
-        match refused {
-            Refused::Denied { .. } => Self::denied(
-                "egress.address",
-                "address",
-                format!("The call was not made: {refused}."),
-            ),
-            Refused::Unresolved(_) => Self::failed(
-                StatusCode::BAD_GATEWAY,
-                "unresolved",
-                format!("It was not sent: {refused}."),
-            ),
-            _ => Self::failed(
-                StatusCode::BAD_GATEWAY,
-                "unreachable",
-                format!("It was not sent: {refused}."),
-            ),
-        }
+    /// What a program wrote that two servers could read differently.
+    pub(crate) fn malformed(message: &str) -> Self {
+        Self::failed(
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            format!("It was not sent: {message}."),
+        )
     }
 
-    pub(super) fn untrusted(host: &str) -> Self {
-        let message = format!("{host} does not prove who it is over TLS, so the secret was not sent.");
-        Self::failed(StatusCode::BAD_GATEWAY, "untrusted", message)
-    }
-
-    pub(super) fn broken(host: &str) -> Self {
+    pub(crate) fn broken(host: &str) -> Self {
         let message = format!("{host} broke the connection off before it answered; try again.");
         Self::failed(StatusCode::BAD_GATEWAY, "broken", message)
     }
 
-    pub(super) fn switched(host: &str) -> Self {
-        let message = format!("{host} wants to switch protocols, which a call with a secret cannot; use plain HTTP.");
+    pub(crate) fn switched(host: &str) -> Self {
+        let message = format!(
+            "{host} switches protocols although the program did not ask it to; ask for a websocket with a GET."
+        );
         Self::failed(StatusCode::BAD_GATEWAY, "switched", message)
     }
 
-    pub(super) fn encoded(host: &str) -> Self {
+    pub(crate) fn encoded(host: &str) -> Self {
         let message = format!("{host} sent an encoded answer although none was asked for, so it cannot be searched.");
         Self::failed(StatusCode::BAD_GATEWAY, "encoded", message)
     }
 
-    pub(super) fn reflected(host: &str) -> Self {
+    pub(crate) fn reflected(host: &str) -> Self {
         let message = format!("The answer of {host} contains the secret itself, so it is not handed on.");
         Self::failed(StatusCode::BAD_GATEWAY, "reflected", message)
     }
 
-    pub(super) fn response(self, random: &dyn Random) -> Response<Body> {
+    pub(crate) fn response(self, random: &dyn Random) -> Response<Body> {
         let id = data_encoding::HEXLOWER.encode(&draw::<8>(random));
         let mut error = json!({"code": self.code, "message": self.message, "request_id": id});
         if let Some(rule) = self.rule {
@@ -184,8 +171,23 @@ impl Refusal {
     }
 }
 
+impl From<Lost> for Refusal {
+    fn from(lost: Lost) -> Self {
+        let failed = |code| Self::failed(StatusCode::BAD_GATEWAY, code, format!("It was not sent: {lost}."));
+        match &lost {
+            Lost::Refused(Refused::Denied { .. }) => {
+                Self::denied("egress.address", "address", format!("The call was not made: {lost}."))
+            }
+            Lost::Refused(Refused::Unresolved(_)) => failed("unresolved"),
+            Lost::Refused(_) => failed("unreachable"),
+            Lost::Untrusted(_) => failed("untrusted"),
+            Lost::Broken(host) => Self::broken(host),
+        }
+    }
+}
+
 /// A JSON answer of the broker's own.
-pub(super) fn json(value: &Value) -> Response<Body> {
+pub(crate) fn json(value: &Value) -> Response<Body> {
     let mut response = Response::new(Body::full(format!("{value}\n")));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,19 +1,26 @@
-//! An answer's body on its way into a sandbox: searched for the secret, and cut where it is found. It must not know what
-//! the secret is, nor whose.
+//! An answer's body, or what a websocket's host says, on its way into a sandbox: searched for the secret, and cut where
+//! it is found. It must not know what the secret is, nor whose.
 
 use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use choir_broker::{Reflected, Scanner};
+use choir_proxy::Io;
 use choir_proxy::body::BoxError;
 use choir_store::{AuditId, Store};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::clock::Clock;
+
+/// Bytes of a websocket searched at a time, on the stack.
+const CHUNK: usize = 16 * 1024;
 
 /// What is owed to the audit trail for one intent: exactly one outcome, whatever becomes of the call.
 pub(super) struct Receipt {
@@ -168,5 +175,76 @@ impl Body for Scanned {
         } else {
             SizeHint::default()
         }
+    }
+}
+
+/// A host's end of a websocket: what it says is searched as it comes.
+pub(super) struct ScannedIo {
+    host: Box<dyn Io>,
+    /// `None` once it has ended.
+    search: Option<(Scanner, Receipt)>,
+    /// Searched, and not yet read.
+    ready: Bytes,
+}
+
+impl ScannedIo {
+    pub(super) fn new(host: Box<dyn Io>, scanner: Scanner, receipt: Receipt) -> Self {
+        Self {
+            host,
+            search: Some((scanner, receipt)),
+            ready: Bytes::new(),
+        }
+    }
+
+    fn end(&mut self, outcome: &'static str) -> Vec<u8> {
+        let Some((mut scanner, receipt)) = self.search.take() else {
+            return Vec::new();
+        };
+        receipt.end(outcome);
+        scanner.finish()
+    }
+}
+
+impl AsyncRead for ScannedIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.ready.is_empty() {
+            let this = &mut *self;
+            let Some((scanner, _)) = &mut this.search else {
+                return Poll::Ready(Ok(()));
+            };
+            let mut space = [MaybeUninit::<u8>::uninit(); CHUNK];
+            let mut chunk = ReadBuf::uninit(&mut space);
+            let read = ready!(Pin::new(&mut this.host).poll_read(cx, &mut chunk));
+            let taken = scanner.take(chunk.filled());
+            this.ready = match (read, taken) {
+                (Err(error), _) => {
+                    this.end("broken");
+                    return Poll::Ready(Err(error));
+                }
+                (Ok(()), Err(reflected)) => {
+                    this.end("reflected");
+                    return Poll::Ready(Err(io::Error::other(reflected)));
+                }
+                (Ok(()), Ok(_)) if chunk.filled().is_empty() => this.end("ok").into(),
+                (Ok(()), Ok(pass)) => pass.into(),
+            };
+        }
+        let length = self.ready.len().min(buf.remaining());
+        buf.put_slice(&self.ready.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ScannedIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.host).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.host).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.host).poll_shutdown(cx)
     }
 }

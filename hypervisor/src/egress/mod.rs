@@ -3,25 +3,33 @@
 //! who a user is beyond that.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use choir_broker::{AddressPolicy, Vault};
+use choir_broker::{AddressPolicy, Authorities, Authority, AuthorityError, Vault};
 use choir_core::egress::normal;
-use choir_core::{Generation, GrantRequestId, HostPattern, SandboxId};
+use choir_core::{Generation, GrantRequestId, HostName, HostPattern, SandboxId};
 use choir_proxy::Io;
-use choir_proxy::egress::{Outward, Refused};
+use choir_proxy::egress::{Outward, Plain, Refused, Way};
 use choir_runtime::{ListenerKind, Stream};
-use choir_store::{AuditEvent, NewRequest, Standing, Store, Wanted};
+use choir_store::{AuditEvent, Grant, NewRequest, Standing, Store, Wanted};
+use http::Request;
+use hyper::body::Incoming;
 use jiff::SignedDuration;
+use rustls::ServerConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::broker;
+use crate::broker::{self, Refusal};
 use crate::clock::Clock;
 use crate::random::{Random, draw};
 
+mod https;
 mod outside;
+mod taken;
+
+pub(crate) use https::{Https, Lost};
 
 pub use outside::{Net, Outside};
 
@@ -31,6 +39,8 @@ const PER_SANDBOX: usize = 64;
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 /// How long what was refused waits for a person.
 const REQUEST_LIFETIME: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// Sandboxes and generations whose connections and authorities are kept at hand; beyond, they are made anew.
+const AT_HAND: usize = 256;
 
 /// What the gateway needs of the rest.
 pub struct Deps {
@@ -38,6 +48,8 @@ pub struct Deps {
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub vault: Vault,
+    /// `None` while sealed: nobody is answered in another's name then.
+    pub authorities: Option<Arc<Authorities>>,
     pub addresses: AddressPolicy,
     pub outside: Outside,
 }
@@ -46,6 +58,8 @@ pub struct Deps {
 pub struct Gateway {
     pub(crate) deps: Deps,
     places: Mutex<HashMap<SandboxId, Arc<Semaphore>>>,
+    https: Mutex<HashMap<SandboxId, Https>>,
+    authorities: Mutex<HashMap<Generation, Arc<Authority>>>,
 }
 
 impl Gateway {
@@ -53,6 +67,8 @@ impl Gateway {
         Arc::new(Self {
             deps,
             places: Mutex::default(),
+            https: Mutex::default(),
+            authorities: Mutex::default(),
         })
     }
 
@@ -65,7 +81,8 @@ impl Gateway {
             };
             let outlet = Outlet {
                 gateway: self.clone(),
-                sandbox: generation.sandbox,
+                sandbox: generation.sandbox.clone(),
+                generation,
             };
             tokio::spawn(async move {
                 match kind {
@@ -112,13 +129,65 @@ impl Gateway {
     }
 }
 
+/// What is at hand under this key, or made now.
+fn at_hand<K: std::hash::Hash + Eq + Clone, V: Clone, E>(
+    kept: &Mutex<HashMap<K, V>>,
+    key: &K,
+    make: impl FnOnce() -> Result<V, E>,
+) -> Result<V, E> {
+    let mut kept = kept.lock().expect("never poisoned: no panic while held");
+    if let Some(found) = kept.get(key) {
+        return Ok(found.clone());
+    }
+    let made = make()?;
+    if kept.len() >= AT_HAND {
+        kept.clear();
+    }
+    kept.insert(key.clone(), made.clone());
+    Ok(made)
+}
+
+/// The grants whose secret goes to this host.
+fn meant_for<'g>(grants: &'g [Grant], host: &HostName) -> impl Iterator<Item = &'g Grant> {
+    grants.iter().filter(|grant| grant.rule.hosts.contains(host))
+}
+
 /// One sandbox's way out.
+#[derive(Clone)]
 pub(crate) struct Outlet {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) sandbox: SandboxId,
+    generation: Generation,
 }
 
 impl Outlet {
+    /// This sandbox's kept connections.
+    pub(crate) fn https(&self) -> Https {
+        let made = || Ok::<_, Infallible>(Https::new(Arc::downgrade(&self.gateway)));
+        let Ok(https) = at_hand(&self.gateway.https, &self.sandbox, made);
+        https
+    }
+
+    /// How to answer this generation's programs in a host's name.
+    fn leaf(&self, host: &HostName) -> Result<Arc<ServerConfig>, AuthorityError> {
+        let Gateway { deps, authorities, .. } = &*self.gateway;
+        let authority = at_hand(authorities, &self.generation, || {
+            let all = deps.authorities.as_ref().ok_or(AuthorityError::Key)?;
+            all.of(&self.generation.to_string()).map(Arc::new)
+        })?;
+        authority.leaf(host, deps.clock.now())
+    }
+
+    /// Where this sandbox stands, and what is granted there.
+    pub(crate) async fn granted(&self) -> Result<Option<(Standing, Vec<Grant>)>, Refusal> {
+        let deps = &self.gateway.deps;
+        let granted = deps.store.granted(&self.sandbox, deps.clock.now()).await;
+        granted.map_err(|error| {
+            tracing::error!(%error, "grants cannot be read, so nothing is granted");
+            Refusal::unavailable()
+        })
+    }
+
     /// An event about this sandbox, as it stands.
     pub(crate) fn event(
         &self,
@@ -176,21 +245,23 @@ impl Outlet {
     }
 }
 
-impl Outward for Outlet {
-    async fn connect(&self, host: &str, port: u16) -> Result<Box<dyn Io>, Refused> {
-        let store = &self.gateway.deps.store;
-        let standing = store.standing(&self.sandbox).await.map_err(|error| {
-            tracing::error!(%error, "where a sandbox stands cannot be read, so nothing leaves it");
-            Refused::Unavailable
-        })?;
-        let Some(standing) = standing else {
-            return Err(Refused::Denied {
+impl Outlet {
+    /// Where this sandbox stands now, for one that asks for `host`.
+    async fn stand(&self, host: &str) -> Result<(Standing, Vec<Grant>), Refused> {
+        match self.granted().await {
+            Err(_) => Err(Refused::Unavailable),
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err(Refused::Denied {
                 host: host.to_owned(),
                 rule: "egress.no_slot".to_owned(),
                 remedy: "this sandbox is in no slot; it is being deleted".to_owned(),
-            });
-        };
-        self.policy(&standing, host, port).await?;
+            }),
+        }
+    }
+
+    /// Dials under the workspace's policy, and records it.
+    async fn through(&self, standing: &Standing, host: &str, port: u16) -> Result<Box<dyn Io>, Refused> {
+        self.policy(standing, host, port).await?;
         let dialled = self.gateway.dial(host, port).await;
         let outcome = match &dialled {
             Ok(_) => "ok",
@@ -198,14 +269,55 @@ impl Outward for Outlet {
             Err(Refused::Unresolved(_)) => "unresolved",
             Err(_) => "unreachable",
         };
-        let event = self.event(&standing, "egress.connect", &format!("{host}:{port}"), outcome);
-        // No secret goes with it, so the connection does not wait for the row.
-        let store = store.clone();
+        self.connected(standing, host, port, outcome);
+        dialled
+    }
+
+    /// No secret goes with a connection, so it does not wait for its row.
+    fn connected(&self, standing: &Standing, host: &str, port: u16, outcome: &'static str) {
+        let event = self.event(standing, "egress.connect", &format!("{host}:{port}"), outcome);
+        let store = self.gateway.deps.store.clone();
         tokio::spawn(async move {
             if let Err(error) = store.audit(event).await {
                 tracing::error!(%error, "a connection could not be recorded");
             }
         });
-        dialled
+    }
+}
+
+impl Outward for Outlet {
+    async fn connect(&self, host: &str, port: u16) -> Result<Way, Refused> {
+        let (standing, grants) = self.stand(host).await?;
+        let named = normal(host).parse::<HostName>();
+        if let Ok(named) = named
+            && port == https::PORT
+            && standing.intercept_tls
+            && self.gateway.deps.authorities.is_some()
+            && meant_for(&grants, &named).next().is_some()
+        {
+            self.connected(&standing, host, port, "intercepted");
+            let outlet = self.clone();
+            return Ok(Way::Taken(Box::new(move |stream| {
+                Box::pin(taken::serve(outlet, named, stream))
+            })));
+        }
+        Ok(Way::Through(self.through(&standing, host, port).await?))
+    }
+
+    /// In plain HTTP a program may ask for what a grant covers; it is then sent over TLS, with the secret.
+    async fn request(&self, host: &str, port: u16, request: Request<Incoming>) -> Result<Plain, Refused> {
+        let (standing, grants) = self.stand(host).await?;
+        if let Ok(named) = normal(host).parse::<HostName>()
+            && port == 80
+            && let path = request.uri().path().to_owned()
+            && let Ok(grant) = taken::covering(&grants, &named, request.method().as_str(), &path)
+        {
+            let answered = self.call(&standing, grant, &named, &path, request).await;
+            let random = &*self.gateway.deps.random;
+            return Ok(Plain::Answered(
+                answered.unwrap_or_else(|refusal| refusal.response(random)),
+            ));
+        }
+        Ok(Plain::Through(self.through(&standing, host, port).await?, request))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use choir_core::settings::{DEFAULT_APP_PORT, ReleaseConfig};
 use choir_core::{Generation, Limits, Slot, WorkspaceId};
-use choir_runtime::{AgentConfig, ListenerKind, Spec};
+use choir_runtime::{AGENT_DIR, AgentConfig, BUNDLE, ListenerKind, Spec};
 use choir_store::WorkspaceView;
 
 use super::Services;
@@ -36,8 +36,18 @@ pub async fn spec(
             nonce,
             env: environment(&view, slot, &generation.sandbox.to_string(), &release),
             services: commands(&release),
+            authority: authority(services, generation)?,
         },
     })
+}
+
+/// Whom the generation's programs believe when the gateway answers in a granted host's name.
+fn authority(services: &Services, generation: &Generation) -> Result<Option<String>, String> {
+    let Some(authorities) = &services.authorities else {
+        return Ok(None);
+    };
+    let authority = authorities.of(&generation.to_string()).map_err(|e| e.to_string())?;
+    Ok(Some(authority.pem().to_owned()))
 }
 
 /// The workspace's limits over the release's over the box's.
@@ -78,7 +88,7 @@ fn environment(view: &WorkspaceView, slot: Slot, sandbox: &str, release: &Releas
         "PATH",
         "/home/choir/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     );
-    let bundle = "/etc/ssl/certs/ca-certificates.crt";
+    let bundle = format!("{AGENT_DIR}/{BUNDLE}");
     for name in [
         "SSL_CERT_FILE",
         "CURL_CA_BUNDLE",
@@ -87,7 +97,7 @@ fn environment(view: &WorkspaceView, slot: Slot, sandbox: &str, release: &Releas
         "PIP_CERT",
         "NODE_EXTRA_CA_CERTS",
     ] {
-        set(name, bundle);
+        set(name, &bundle);
     }
     // Node's own fetch ignores proxy variables unless told.
     set("NODE_USE_ENV_PROXY", "1");
@@ -107,7 +117,7 @@ fn environment(view: &WorkspaceView, slot: Slot, sandbox: &str, release: &Releas
     }
     set("npm_config_noproxy", "localhost,127.0.0.1,::1");
     set("CARGO_HTTP_PROXY", &proxy);
-    set("CARGO_HTTP_CAINFO", bundle);
+    set("CARGO_HTTP_CAINFO", &bundle);
     if let Some(git) = &settings.git {
         for role in ["AUTHOR", "COMMITTER"] {
             set(&format!("GIT_{role}_NAME"), &git.name);

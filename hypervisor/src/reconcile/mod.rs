@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use choir_broker::Authorities;
 use choir_core::sandbox::{Desired, Observed};
 use choir_core::{Awake, Generation, SandboxId, Slot, UserId, WorkspaceId};
 use choir_proxy::Activity;
@@ -36,6 +37,8 @@ pub struct Services {
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub releases: Arc<Releases>,
+    /// Whom programs inside believe besides the public authorities; `None` while sealed.
+    pub authorities: Option<Arc<Authorities>>,
 }
 
 /// Containers that are started at the same moment: more of them at once make each slower, and everything else too.

@@ -227,6 +227,7 @@ impl App {
             "service_workers": false,
             "forward_authorization": false,
             "egress": "open",
+            "intercept_tls": false,
         })
     }
 }

@@ -246,6 +246,7 @@ pub fn config() -> AgentConfig {
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .into(),
         services: Default::default(),
+        authority: None,
     }
 }
 

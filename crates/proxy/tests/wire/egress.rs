@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use choir_proxy::Io;
-use choir_proxy::egress::{Outward, Refused, serve};
+use choir_proxy::egress::{Outward, Plain, Refused, Way, serve};
+use http::Request;
+use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 /// Knows one host, and keeps what is sent there.
@@ -14,7 +15,18 @@ struct Outside {
 }
 
 impl Outward for Outside {
-    async fn connect(&self, host: &str, port: u16) -> Result<Box<dyn Io>, Refused> {
+    async fn connect(&self, host: &str, port: u16) -> Result<Way, Refused> {
+        self.dial(host, port).map(|near| Way::Through(Box::new(near)))
+    }
+
+    async fn request(&self, host: &str, port: u16, request: Request<Incoming>) -> Result<Plain, Refused> {
+        let near = self.dial(host, port)?;
+        Ok(Plain::Through(Box::new(near), request))
+    }
+}
+
+impl Outside {
+    fn dial(&self, host: &str, port: u16) -> Result<DuplexStream, Refused> {
         self.asked.lock().unwrap().push((host.into(), port));
         match host {
             "evil.example" => Err(Refused::Denied {
@@ -27,7 +39,7 @@ impl Outward for Outside {
             _ => {
                 let (near, far) = tokio::io::duplex(4096);
                 *self.far.lock().unwrap() = Some(far);
-                Ok(Box::new(near))
+                Ok(near)
             }
         }
     }

@@ -267,6 +267,7 @@ impl Rig {
                     ("APP_PORT".to_owned(), port.to_string()),
                 ]),
                 services: BTreeMap::from([("start".to_owned(), start)]),
+                authority: None,
             },
             nonce,
             generation,

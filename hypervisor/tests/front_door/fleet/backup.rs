@@ -144,6 +144,7 @@ async fn what_was_restored_serves_with_passkeys_and_secrets_and_without_old_sess
         Arc::new(config),
         World::new(),
         SimVolumes::default(),
+        choir_hypervisor::egress::Outside::system(),
     )
     .await;
     let mut ada = again.browser();

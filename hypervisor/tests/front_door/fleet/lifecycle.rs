@@ -373,6 +373,7 @@ async fn what_is_asked_before_the_take_over_waits_for_it() {
         start.app.config.clone(),
         start.world.clone(),
         start.volumes.clone(),
+        start.app.outside.clone(),
     )
     .await;
     ada.router = again.router.clone();

@@ -54,7 +54,14 @@ impl Box {
         let mut config = Config::default();
         config.store.path = directory.path().join("choir.db");
         change(&mut config);
-        let start = Self::compose(directory, Arc::new(config), World::new(), SimVolumes::default()).await;
+        let start = Self::compose(
+            directory,
+            Arc::new(config),
+            World::new(),
+            SimVolumes::default(),
+            Outside::system(),
+        )
+        .await;
         start
             .app
             .releases
@@ -68,14 +75,21 @@ impl Box {
         config: Arc<Config>,
         world: World,
         volumes: SimVolumes,
+        outside: Outside,
     ) -> Self {
-        let begun = Self::begin(directory, config, world, volumes).await;
+        let begun = Self::begin(directory, config, world, volumes, outside).await;
         take_over(&begun.app).await.unwrap();
         begun
     }
 
     /// A hypervisor that answers already and has not looked yet what runs.
-    async fn begin(directory: Arc<tempfile::TempDir>, config: Arc<Config>, world: World, volumes: SimVolumes) -> Self {
+    async fn begin(
+        directory: Arc<tempfile::TempDir>,
+        config: Arc<Config>,
+        world: World,
+        volumes: SimVolumes,
+        outside: Outside,
+    ) -> Self {
         let sim = Arc::new(Sim::new(world.clone()));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let parts = Parts {
@@ -83,7 +97,7 @@ impl Box {
             volumes: Arc::new(volumes.clone()),
             clock,
             random: Arc::new(OsRandom),
-            outside: Outside::system(),
+            outside,
         };
         let app = compose(config, parts).await.unwrap();
         let router = router(&app);
@@ -100,7 +114,15 @@ impl Box {
     /// The same database and world under a new process: nothing is left in memory.
     async fn restarted(&self) -> Self {
         let config = self.app.config.clone();
-        Self::compose(self.directory.clone(), config, self.world.clone(), self.volumes.clone()).await
+        let outside = self.app.outside.clone();
+        Self::compose(
+            self.directory.clone(),
+            config,
+            self.world.clone(),
+            self.volumes.clone(),
+            outside,
+        )
+        .await
     }
 
     fn browser(&self) -> Browser {

@@ -281,7 +281,7 @@ async fn without_the_master_key_no_secret_is_released_and_with_it_again_all_are(
     let key = scene.start.app.config.key_file();
     let aside = key.with_extension("aside");
     std::fs::rename(&key, &aside).unwrap();
-    scene.start = scene.start.restarted().await;
+    scene.restart().await;
     for told in [scene.get("/v1/egress/github/user").await, scene.ask(reveal()).await] {
         assert_eq!(
             (told.status, &told.json()["error"]["code"]),
@@ -291,6 +291,6 @@ async fn without_the_master_key_no_secret_is_released_and_with_it_again_all_are(
     assert!(scene.get("/v1/capabilities").await.has("github"));
     scene.until("secret.reveal", "sealed").await;
     std::fs::rename(&aside, &key).unwrap();
-    scene.start = scene.start.restarted().await;
+    scene.restart().await;
     assert_eq!(scene.ask(reveal()).await.json(), json!({"value": "opened-to-all"}));
 }

@@ -7,6 +7,7 @@ mod grants;
 mod outdoors;
 mod policy;
 mod scope;
+mod taken;
 mod trail;
 
 use std::sync::Arc;
@@ -88,6 +89,20 @@ impl Scene {
     fn generation(&self, slot: Slot) -> Generation {
         let id = &self.sandboxes[usize::from(slot == Slot::Dev)];
         self.start.app.fleet.handle(id).unwrap().ready().unwrap()
+    }
+
+    /// Starts the hypervisor anew, and waits until it has taken over both sandboxes.
+    async fn restart(&mut self) {
+        self.start = self.start.restarted().await;
+        let ready = async {
+            for id in &self.sandboxes {
+                while self.start.app.fleet.handle(id).unwrap().ready().is_none() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(20), ready).await;
+        waited.expect("the sandboxes are taken over");
     }
 
     /// What a program in dev's first sandbox gets from the broker.

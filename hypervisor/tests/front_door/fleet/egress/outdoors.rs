@@ -12,7 +12,7 @@ use choir_hypervisor::egress::{Net, Outside};
 use choir_proxy::Io;
 use choir_proxy::route::BoxFuture;
 use futures_util::{StreamExt, stream};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -52,7 +52,7 @@ type Script = Box<dyn Fn(&Seen) -> Answer + Send + Sync>;
 /// Everything beyond the gateway.
 pub struct Outdoors {
     authority: Issuer<'static, KeyPair>,
-    roots: RootCertStore,
+    pub roots: RootCertStore,
     /// What a name resolves to, the last answer again and again.
     names: Mutex<HashMap<String, VecDeque<Vec<IpAddr>>>>,
     /// Names of the certificate that a host at an address shows; it answers over TLS.
@@ -133,10 +133,12 @@ impl Outdoors {
         });
         let _ = hyper::server::conn::http1::Builder::new()
             .serve_connection(TokioIo::new(secured), service)
+            .with_upgrades()
             .await;
     }
 
-    async fn record(&self, request: Request<Incoming>) -> Answer {
+    async fn record(&self, mut request: Request<Incoming>) -> Answer {
+        let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
         let body = body.collect().await.map(|all| all.to_bytes()).unwrap_or_default();
         let host = head.headers["host"].to_str().unwrap().to_owned();
@@ -148,7 +150,15 @@ impl Outdoors {
             body,
         };
         self.seen.lock().unwrap().push(seen.clone());
-        (self.script.lock().unwrap())(&seen)
+        let answer = (self.script.lock().unwrap())(&seen);
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // From then on it says what it is told.
+            tokio::spawn(async move {
+                let (mut hears, mut says) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+                tokio::io::copy(&mut hears, &mut says).await
+            });
+        }
+        answer
     }
 }
 
@@ -184,6 +194,20 @@ impl Net for Dialled {
 /// An answer with this text.
 pub fn plain(text: impl Into<Bytes>) -> Answer {
     Response::new(Full::new(text.into()).boxed())
+}
+
+/// An answer that accepts a websocket.
+pub fn accepted() -> Answer {
+    let mut answer = plain("");
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    for (name, value) in [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-accept", "yes"),
+    ] {
+        answer.headers_mut().insert(name, value.parse().unwrap());
+    }
+    answer
 }
 
 /// An answer whose chunks come when the test sends them.

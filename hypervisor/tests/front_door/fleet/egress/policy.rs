@@ -12,7 +12,7 @@ use super::{API, Scene};
 
 impl Scene {
     /// The head, and what follows at once, of the proxy's answer to a program in dev.
-    async fn proxied(&self, request: &str) -> String {
+    pub(super) async fn proxied(&self, request: &str) -> String {
         let generation = self.generation(Slot::Dev);
         let mut stream = self.start.sim.connect_inside(&generation, ListenerKind::Egress).await;
         stream.write_all(request.as_bytes()).await.unwrap();

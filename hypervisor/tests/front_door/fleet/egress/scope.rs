@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use serde_json::json;
 
-use super::outdoors::PUBLIC;
+use super::outdoors::{PUBLIC, plain};
 use super::{API, Scene};
 
 #[tokio::test]
@@ -111,6 +111,12 @@ async fn a_granted_host_that_leads_into_the_box_or_its_network_is_not_called() {
 async fn a_name_is_resolved_once_and_only_what_was_checked_is_dialled() {
     let mut scene = Scene::new().await;
     scene.grant(json!({})).await;
+    // A kept connection would need no second look-up.
+    scene.outdoors.answers(|_| {
+        let mut answer = plain("fine");
+        answer.headers_mut().insert("connection", "close".parse().unwrap());
+        answer
+    });
     // Public when it is checked, the box itself when it is asked for again.
     scene.outdoors.name(API, &[&[PUBLIC], &["127.0.0.1"]]);
     assert_eq!(scene.get("/v1/egress/github/").await.status, StatusCode::OK);
