@@ -1,9 +1,11 @@
 //! `cargo xtask tidy`: the house rules that neither the compiler nor clippy knows. Each violation is
 //! one line: file, line, sentence.
 
+mod claims;
 mod edges;
 mod scan;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,11 +57,17 @@ fn check(workspace: &Workspace) -> Result<Vec<Violation>> {
     let mut files = Vec::new();
     collect(root, &mut files)?;
     files.sort();
+    let mut functions = HashSet::new();
     for file in files {
         let name = file.strip_prefix(root).unwrap_or(&file);
         let text = fs::read_to_string(&file).with_context(|| format!("{} is not UTF-8 text", file.display()))?;
         let found = scan::check(name, &text);
         violations.extend(found);
+        functions.extend(claims::functions(&text).map(str::to_owned));
+    }
+    for page in claims::PAGES {
+        let text = fs::read_to_string(root.join(page)).with_context(|| format!("there is no {page}"))?;
+        violations.extend(claims::check(Path::new(page), &text, &functions));
     }
     for violation in &mut violations {
         if let Ok(name) = violation.file.strip_prefix(root) {

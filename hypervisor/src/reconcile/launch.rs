@@ -116,6 +116,8 @@ fn environment(view: &WorkspaceView, slot: Slot, sandbox: &str, release: &Releas
         set(name, "localhost,127.0.0.1,::1");
     }
     set("npm_config_noproxy", "localhost,127.0.0.1,::1");
+    // Where npm has a file of its own it asks nobody else.
+    set("npm_config_cafile", &bundle);
     set("CARGO_HTTP_PROXY", &proxy);
     set("CARGO_HTTP_CAINFO", &bundle);
     if let Some(git) = &settings.git {

@@ -1,0 +1,439 @@
+//! Unmodified clients in a real sandbox use a secret that they never hold: `curl` by each of the three ways to inject, and
+//! `git`, `pip`, `npm` and `cargo` over TLS, against servers that ask for credentials and write down what they get (D26).
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use choir_api::client::Client;
+use choir_api::grants::CreateGrant;
+use choir_api::secrets::{PutSecret, SecretText};
+use choir_core::{Slot, WorkspaceSettings};
+use choir_e2e::browser::Browser;
+use choir_e2e::instance::Instance;
+use choir_e2e::person::{self, exec, run, workspace};
+use choir_e2e::skip;
+use choir_e2e::upstream::{Answer, Seen, Upstream, whole};
+use choir_e2e::waiting::step;
+use data_encoding::BASE64;
+use http::{HeaderValue, StatusCode};
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+const API: &str = "api.acme.example";
+const GIT: &str = "git.acme.example";
+const PYPI: &str = "pypi.acme.example";
+const NPM: &str = "npm.acme.example";
+const CARGO: &str = "cargo.acme.example";
+
+/// One secret a server, all of the same shape.
+fn canary(host: &str) -> String {
+    format!("canary-{}-3f9b61d07ac2e845", host.split('.').next().unwrap_or_default())
+}
+
+/// What a server that asks for this scheme must be sent.
+fn credential(host: &str) -> String {
+    let basic = |user: &str| format!("Basic {}", BASE64.encode(format!("{user}:{}", canary(host)).as_bytes()));
+    match host {
+        GIT => basic("x-access-token"),
+        PYPI => basic("__token__"),
+        _ => format!("Bearer {}", canary(host)),
+    }
+}
+
+/// What the package servers give out: made in the sandbox, with its own tools, before anybody may use a secret.
+#[derive(Clone, Default)]
+struct Wares(Arc<Mutex<Packages>>);
+
+#[derive(Clone, Default)]
+struct Packages {
+    wheel: Bytes,
+    tarball: Bytes,
+    crated: Bytes,
+    crate_sum: String,
+}
+
+#[tokio::test]
+async fn unmodified_clients_in_a_sandbox_use_secrets_that_they_never_hold() -> Result<()> {
+    if skip::cannot_run("clients") {
+        return Ok(());
+    }
+    let repositories = tempfile::tempdir()?;
+    make_repository(repositories.path()).await?;
+    let wares = Wares::default();
+    let (root, sold) = (repositories.path().to_owned(), wares.clone());
+    let upstream = Upstream::start(&[API, GIT, PYPI, NPM, CARGO], move |seen: Seen| {
+        let (root, sold) = (root.clone(), sold.clone());
+        async move { serve(&seen, &root, &sold).await }
+    })
+    .await?;
+    let instance = Instance::up_beside(&[&upstream], &[upstream.network()])?;
+    let client = sign_in(&instance).await?;
+    client.create_workspace(&workspace()).await?;
+    step("start dev", person::start(&client, Slot::Dev)).await?;
+    step("make packages", make(&client, &wares)).await?;
+
+    step("without a grant nobody is let in", refused(&client)).await?;
+    upstream.forget();
+    grants(&client).await?;
+    step("curl, by three ways", curl(&client, &upstream)).await?;
+    let on = WorkspaceSettings {
+        intercept_tls: Some(true),
+        ..WorkspaceSettings::default()
+    };
+    client.patch_workspace(&workspace(), &on).await?;
+    step("curl over TLS", curl_over_tls(&client, &upstream)).await?;
+    step("git clone and push", git(&client, &upstream, repositories.path())).await?;
+    for (name, host, line) in INSTALLS {
+        upstream.forget();
+        step(name, run(&client, Slot::Dev, line)).await?;
+        let seen: Vec<_> = upstream.seen().into_iter().filter(|seen| seen.host == host).collect();
+        ensure!(!seen.is_empty(), "{name} asked nobody");
+        let wanted = credential(host);
+        let all = seen
+            .iter()
+            .all(|seen| seen.header("authorization") == [wanted.as_str()]);
+        ensure!(all, "{name} sent something else: {seen:?}");
+    }
+    step("look for the secrets inside", nothing_inside(&client)).await
+}
+
+/// Each tool, told where to look and nothing else.
+const INSTALLS: [(&str, &str, &str); 3] = [
+    (
+        "pip",
+        PYPI,
+        "python3 -m venv ~/venv && ~/venv/bin/pip -q install --index-url https://pypi.acme.example/simple acme-pkg && \
+         ~/venv/bin/python -c 'import acme_pkg; assert acme_pkg.WORD == \"wheel\"'",
+    ),
+    (
+        "npm",
+        NPM,
+        "mkdir -p ~/npm && cd ~/npm && npm install --no-progress --no-audit --registry https://npm.acme.example/ acme-pkg && \
+         test \"$(node -p 'require(\"acme-pkg\")')\" = tarball",
+    ),
+    (
+        "cargo",
+        CARGO,
+        "mkdir -p ~/use && cd ~/use && cargo init -q --vcs none --name use-it . && \
+         echo 'acme-pkg = { version = \"1\", registry = \"acme\" }' >> Cargo.toml && \
+         echo 'fn main() { println!(\"{}\", acme_pkg::WORD) }' > src/main.rs && \
+         export CARGO_REGISTRIES_ACME_INDEX=sparse+https://cargo.acme.example/index/ && \
+         cargo build -q && test \"$(./target/debug/use-it)\" = crate",
+    ),
+];
+
+async fn sign_in(instance: &Instance) -> Result<Client> {
+    let browser = Browser::start().await?;
+    let page = browser.page().await?;
+    person::register(&page, instance).await?;
+    person::token(&page, instance, &person::EVERYTHING).await
+}
+
+async fn grants(client: &Client) -> Result<()> {
+    for (host, way) in [
+        (API, "bearer"),
+        (GIT, "basic:x-access-token"),
+        (PYPI, "basic:__token__"),
+        (NPM, "bearer"),
+        (CARGO, "bearer"),
+    ] {
+        let name = host.split('.').next().context("a name")?;
+        let put = PutSecret {
+            value: SecretText::new(canary(host)),
+            reveal: false,
+        };
+        let secret = name.to_uppercase();
+        client.put_secret(&secret.parse()?, &put).await?;
+        let grant = CreateGrant {
+            workspace: workspace(),
+            slot: Slot::Dev,
+            capability: name.parse()?,
+            secret: secret.parse()?,
+            template: Some(way.to_owned()),
+            hosts: Some(vec![host.parse()?]),
+            methods: Some(vec!["GET".to_owned(), "HEAD".to_owned(), "POST".to_owned()]),
+            path_prefix: None,
+            inject: None,
+            expires_at: None,
+        };
+        client.create_grant(&grant).await?;
+    }
+    Ok(())
+}
+
+/// The control: the servers do ask, and a program that has nothing gets nothing.
+async fn refused(client: &Client) -> Result<()> {
+    for line in [
+        "test $(curl -ks -o /dev/null -w '%{http_code}' https://api.acme.example/x) = 401",
+        "! GIT_TERMINAL_PROMPT=0 GIT_SSL_NO_VERIFY=1 git clone -q https://git.acme.example/private.git ~/nothing 2> ~/why && \
+         grep -Eq 'could not read Username|Authentication failed' ~/why",
+        "! npm install --strict-ssl=false --no-progress --registry https://npm.acme.example/ acme-pkg 2> ~/why && grep -q E401 ~/why",
+    ] {
+        run(client, Slot::Dev, line).await?;
+    }
+    Ok(())
+}
+
+/// The broker's base URL, and plain HTTP by the proxy.
+async fn curl(client: &Client, upstream: &Upstream) -> Result<()> {
+    for (nth, line) in [
+        "curl -fsS $CHOIR_BROKER_URL/v1/egress/api/by-broker",
+        "curl -fsS http://api.acme.example/in-plain",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let told = run(client, Slot::Dev, line).await?;
+        ensure!(told == "let in", "`{line}` was told {told}");
+        let seen = upstream.seen();
+        ensure!(
+            seen.len() == nth + 1 && seen[nth].header("authorization") == [credential(API)],
+            "{seen:?}"
+        );
+    }
+    Ok(())
+}
+
+async fn curl_over_tls(client: &Client, upstream: &Upstream) -> Result<()> {
+    upstream.forget();
+    let line = "curl -fsS -H 'authorization: Bearer placeholder' https://api.acme.example/over-tls";
+    let told = run(client, Slot::Dev, line).await?;
+    ensure!(told == "let in", "it was told {told}");
+    let seen = upstream.seen();
+    ensure!(
+        seen.len() == 1 && seen[0].header("authorization") == [credential(API)] && seen[0].target == "/over-tls",
+        "{seen:?}"
+    );
+    Ok(())
+}
+
+async fn git(client: &Client, upstream: &Upstream, repositories: &Path) -> Result<()> {
+    upstream.forget();
+    // A large push comes in chunks of unknown number.
+    let line = "git clone -q https://git.acme.example/private.git ~/private && cd ~/private && \
+                test \"$(cat README)\" = private && head -c 3000000 /dev/urandom > big && git add big && \
+                git -c user.name=Ada -c user.email=ada@example.com commit -qm big && git push -q origin HEAD && \
+                git fetch -q && git status -sb";
+    run(client, Slot::Dev, line).await?;
+    let (ours, theirs) = (
+        run(client, Slot::Dev, "git -C ~/private rev-parse HEAD").await?,
+        git_at(&repositories.join("private.git"), &["rev-parse", "HEAD"]).await?,
+    );
+    ensure!(ours.trim() == theirs.trim(), "pushed {ours}, arrived {theirs}");
+    let seen = upstream.seen();
+    let pushed = seen
+        .iter()
+        .any(|seen| seen.path().ends_with("/git-receive-pack") && seen.method == "POST");
+    let wanted = credential(GIT);
+    let all = seen
+        .iter()
+        .all(|seen| seen.header("authorization") == [wanted.as_str()]);
+    ensure!(pushed && all, "{seen:?}");
+    Ok(())
+}
+
+/// Neither as it is nor as the servers got it, while programs still run that used it.
+async fn nothing_inside(client: &Client) -> Result<()> {
+    let mut words = Vec::new();
+    for host in [API, GIT, PYPI, NPM, CARGO] {
+        words.push(canary(host));
+        let sent = credential(host);
+        words.push(sent.rsplit(' ').next().unwrap_or_default().to_owned());
+    }
+    // The patterns come by stdin, so that the search does not find itself.
+    let look = "cat > /dev/shm/words; env > /dev/shm/seen; sudo sh -c 'cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline' 2>/dev/null \
+                | tr '\\0' '\\n' >> /dev/shm/seen; grep -cFf /dev/shm/words /dev/shm/seen; \
+                sudo grep -rlFf /dev/shm/words /home /etc /run /tmp /var /root 2>/dev/null; rm /dev/shm/words; true";
+    let request = choir_api::sandbox::ExecRequest {
+        command: choir_api::sandbox::Command::Line(look.to_owned()),
+        cwd: None,
+        env: [].into(),
+        stdin: Some(choir_api::sandbox::Stdin::Chunk(choir_api::sandbox::Chunk::new(
+            words.join("\n").as_bytes(),
+        ))),
+        timeout_ms: None,
+        max_output_bytes: None,
+    };
+    let found = client.sandbox(&workspace(), Slot::Dev).exec(&request).await?.stdout;
+    ensure!(found.trim() == "0", "found inside: {found}");
+    // The control: the same search finds what somebody wrote down.
+    let leak = format!("echo {} > ~/leak", canary(API));
+    run(client, Slot::Dev, &leak).await?;
+    let found = client.sandbox(&workspace(), Slot::Dev).exec(&request).await?.stdout;
+    ensure!(found.contains("/home/choir/leak"), "the search found {found}");
+    Ok(())
+}
+
+async fn make(client: &Client, wares: &Wares) -> Result<()> {
+    let wheel = "mkdir -p ~/wheel && cd ~/wheel && python3 - <<'END'\n\
+        import zipfile\n\
+        info = 'acme_pkg-1.0.dist-info/'\n\
+        with zipfile.ZipFile('acme_pkg-1.0-py3-none-any.whl', 'w') as whl:\n    \
+            whl.writestr('acme_pkg.py', 'WORD = \"wheel\"\\n')\n    \
+            whl.writestr(info + 'METADATA', 'Metadata-Version: 2.1\\nName: acme-pkg\\nVersion: 1.0\\n')\n    \
+            whl.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\\nGenerator: e2e\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n    \
+            whl.writestr(info + 'RECORD', '')\n\
+        END\n\
+        base64 -w0 *.whl";
+    let tarball = "mkdir -p ~/tarball && cd ~/tarball && echo 'module.exports = \"tarball\"' > index.js && \
+        echo '{\"name\":\"acme-pkg\",\"version\":\"1.0.0\"}' > package.json && npm pack -s > /dev/null && base64 -w0 *.tgz";
+    let crated = "mkdir -p ~/crated && cd ~/crated && cargo init -q --vcs none --lib --name acme-pkg . && \
+        sed -i 's/^version.*/version = \"1.0.0\"/' Cargo.toml && echo 'pub const WORD: &str = \"crate\";' > src/lib.rs && \
+        cargo package -q --no-verify --allow-dirty --offline 2>/dev/null && base64 -w0 target/package/*.crate";
+    let made = async |line: &str| -> Result<Bytes> {
+        let text = run(client, Slot::Dev, line).await?;
+        Ok(BASE64.decode(text.trim().as_bytes())?.into())
+    };
+    let (wheel, tarball, crated) = (made(wheel).await?, made(tarball).await?, made(crated).await?);
+    let sum = exec(client, Slot::Dev, "sha256sum ~/crated/target/package/*.crate")
+        .await?
+        .stdout;
+    let crate_sum = sum.split_whitespace().next().context("no sum")?.to_owned();
+    *wares.0.lock().expect("no holder panics") = Packages {
+        wheel,
+        tarball,
+        crated,
+        crate_sum,
+    };
+    Ok(())
+}
+
+/// Lets in who shows the credential, and nobody else.
+async fn serve(seen: &Seen, repositories: &Path, wares: &Wares) -> Answer {
+    let host = seen.host.clone();
+    if seen.header("authorization") != [credential(&host)] {
+        let mut answer = whole(StatusCode::UNAUTHORIZED, "text/plain", "who are you?");
+        let asks = if host == GIT || host == PYPI {
+            "Basic realm=\"acme\""
+        } else {
+            "Bearer"
+        };
+        let headers = answer.headers_mut();
+        headers.insert("www-authenticate", HeaderValue::from_static(asks));
+        return answer;
+    }
+    let packages = wares.0.lock().expect("no holder panics").clone();
+    let found = |kind, body: Bytes| whole(StatusCode::OK, kind, body);
+    match (host.as_str(), seen.path()) {
+        (API, _) => found("text/plain", "let in".into()),
+        (GIT, _) => smart_http(seen, repositories)
+            .await
+            .unwrap_or_else(|error| whole(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error:#}"))),
+        (PYPI, "/simple/acme-pkg/") => {
+            let page = "<a href=\"/files/acme_pkg-1.0-py3-none-any.whl\">acme_pkg-1.0-py3-none-any.whl</a>";
+            found("text/html", page.into())
+        }
+        (PYPI, "/files/acme_pkg-1.0-py3-none-any.whl") => found("application/octet-stream", packages.wheel),
+        (NPM, "/acme-pkg") => {
+            let version = json!({
+                "name": "acme-pkg", "version": "1.0.0", "dist": {"tarball": "https://npm.acme.example/acme-pkg.tgz"},
+            });
+            let all = json!({"name": "acme-pkg", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}});
+            found("application/json", all.to_string().into())
+        }
+        (NPM, "/acme-pkg.tgz") => found("application/octet-stream", packages.tarball),
+        (CARGO, "/index/config.json") => found(
+            "application/json",
+            json!({"dl": "https://cargo.acme.example/dl"}).to_string().into(),
+        ),
+        (CARGO, "/index/ac/me/acme-pkg") => {
+            let line = json!({
+                "name": "acme-pkg", "vers": "1.0.0", "deps": [], "cksum": packages.crate_sum, "features": {}, "yanked": false,
+            });
+            found("text/plain", format!("{line}\n").into())
+        }
+        (CARGO, "/dl/acme-pkg/1.0.0/download") => found("application/octet-stream", packages.crated),
+        _ => whole(StatusCode::NOT_FOUND, "text/plain", "nothing here"),
+    }
+}
+
+/// Git's own server program, spoken to as the Common Gateway Interface says (RFC 3875).
+async fn smart_http(seen: &Seen, repositories: &Path) -> Result<Answer> {
+    let mut command = Command::new("git");
+    command.arg("http-backend").env_clear();
+    for (name, value) in [
+        ("PATH", std::env::var("PATH")?.as_str()),
+        ("GIT_PROJECT_ROOT", &repositories.display().to_string()),
+        ("GIT_HTTP_EXPORT_ALL", "1"),
+        ("REMOTE_USER", "ada"),
+        ("REQUEST_METHOD", &seen.method),
+        ("PATH_INFO", seen.path()),
+        (
+            "QUERY_STRING",
+            seen.target.split_once('?').map_or("", |(_, query)| query),
+        ),
+        (
+            "CONTENT_TYPE",
+            seen.header("content-type").first().copied().unwrap_or_default(),
+        ),
+        ("CONTENT_LENGTH", &seen.body.len().to_string()),
+        (
+            "HTTP_CONTENT_ENCODING",
+            seen.header("content-encoding").first().copied().unwrap_or_default(),
+        ),
+        (
+            "GIT_PROTOCOL",
+            seen.header("git-protocol").first().copied().unwrap_or_default(),
+        ),
+    ] {
+        command.env(name, value);
+    }
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("no stdin")?;
+    let body = seen.body.clone();
+    // It may answer before it has read everything.
+    let feeding = tokio::spawn(async move {
+        stdin.write_all(&body).await?;
+        stdin.shutdown().await
+    });
+    let told = child.wait_with_output().await?.stdout;
+    let _hung_up = feeding.await?;
+    let end = told
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .context("no head")?;
+    let head = std::str::from_utf8(&told[..end])?;
+    let mut answer = whole(StatusCode::OK, "text/plain", told[end + 4..].to_vec());
+    for line in head.lines() {
+        let (name, value) = line.split_once(": ").context("no header")?;
+        if name.eq_ignore_ascii_case("status") {
+            *answer.status_mut() = value.split(' ').next().unwrap_or_default().parse()?;
+        } else {
+            answer
+                .headers_mut()
+                .insert(http::HeaderName::try_from(name)?, value.parse()?);
+        }
+    }
+    Ok(answer)
+}
+
+/// A bare repository that takes pushes.
+async fn make_repository(directory: &Path) -> Result<()> {
+    let work = directory.join("work");
+    git_at(directory, &["init", "-q", "-b", "main", "work"]).await?;
+    std::fs::write(work.join("README"), "private\n")?;
+    git_at(&work, &["add", "README"]).await?;
+    git_at(&work, &["commit", "-q", "-m", "first"]).await?;
+    git_at(directory, &["clone", "-q", "--bare", "work", "private.git"]).await?;
+    git_at(&directory.join("private.git"), &["config", "http.receivepack", "true"]).await?;
+    Ok(())
+}
+
+async fn git_at(directory: &Path, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new("git");
+    command
+        .current_dir(directory)
+        .args(["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]);
+    let output = command.args(arguments).output().await.context("cannot run git")?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "git {}: {told}", arguments.join(" "));
+    Ok(String::from_utf8(output.stdout)?)
+}
