@@ -15,6 +15,7 @@ use url::Url;
 
 use crate::database::Dump;
 use crate::http;
+use crate::upstream::Upstream;
 
 const PROGRAMS: [&str; 4] = ["choir-hypervisor", "choir-volumes", "choir", "choir-sandbox"];
 
@@ -27,15 +28,18 @@ pub struct Instance {
 impl Instance {
     /// Starts one on a free port; sandboxes may reach these networks although they are private.
     pub fn up(egress_allow: &[String]) -> Result<Self> {
-        let data = tempfile::Builder::new()
-            .prefix("choir-e2e-")
-            .permissions(fs::Permissions::from_mode(0o711))
-            .tempdir()?;
-        let mut instance = Self {
-            data,
-            origin: Url::parse("http://localhost")?,
-        };
-        instance.install_programs()?;
+        let mut instance = Self::installed(Self::data()?)?;
+        instance.start(egress_allow)?;
+        Ok(instance)
+    }
+
+    /// Starts one whose hypervisor finds these services of the outside and believes their authorities. It is the same
+    /// program; what it is told by the system is not.
+    pub fn up_beside(upstreams: &[&Upstream], egress_allow: &[String]) -> Result<Self> {
+        let data = Self::data()?;
+        let mut instance = Self::installed(data)?;
+        Upstream::write(upstreams, instance.data.path())?;
+        instance.surround_hypervisor()?;
         instance.start(egress_allow)?;
         Ok(instance)
     }
@@ -54,6 +58,42 @@ impl Instance {
         fs::write(&file, toml::to_string(&config)?)?;
         let process = Pid::from_raw(self.hypervisor_pid()?).context("no process")?;
         kill_process(process, Signal::TERM).context("cannot stop the hypervisor")
+    }
+
+    fn data() -> Result<TempDir> {
+        let mut builder = tempfile::Builder::new();
+        builder
+            .prefix("choir-e2e-")
+            .permissions(fs::Permissions::from_mode(0o711));
+        Ok(builder.tempdir()?)
+    }
+
+    fn installed(data: TempDir) -> Result<Self> {
+        let instance = Self {
+            data,
+            origin: Url::parse("http://localhost")?,
+        };
+        instance.install_programs()?;
+        Ok(instance)
+    }
+
+    /// Puts a script in the hypervisor's place that becomes the hypervisor, in a mount namespace with other hosts.
+    fn surround_hypervisor(&self) -> Result<()> {
+        let (program, real) = (
+            self.path("bin/choir-hypervisor"),
+            self.path("bin/real-choir-hypervisor"),
+        );
+        fs::rename(&program, &real)?;
+        let directory = self.data.path().display();
+        let script = format!(
+            "#!/bin/sh\nexport SSL_CERT_FILE={directory}/trusted.pem\n\
+             exec unshare --mount --propagation slave sh -c \
+             'mount --bind {directory}/hosts /etc/hosts && exec {real} \"$@\"' sh \"$@\"\n",
+            real = real.display()
+        );
+        fs::write(&program, script)?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        Ok(())
     }
 
     fn start(&mut self, egress_allow: &[String]) -> Result<()> {

@@ -11,5 +11,8 @@ pub mod neighbour;
 pub mod page;
 pub mod person;
 pub mod recorder;
+pub mod registries;
 pub mod skip;
+pub mod upstream;
 pub mod waiting;
+pub mod wire;
