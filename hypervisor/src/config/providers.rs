@@ -280,10 +280,6 @@ mod tests {
                 "[providers.openai]\nupstream = \"https://api.openai.com/a//b\"\n",
                 "upstream",
             ),
-            (
-                "[providers.openai]\nupstream = \"https://api.openai.com/%2e\"\n",
-                "upstream",
-            ),
             ("[providers.openai]\nkey = \"../key\"\n", "key"),
             ("[providers.openai]\nkey = \"/etc/shadow\"\n", "key"),
             ("[providers.openai]\ndaily_requests = -1\n", "line 2"),

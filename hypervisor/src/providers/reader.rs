@@ -202,12 +202,15 @@ impl Events {
     fn next(&mut self, byte: u8, out: &mut Vec<u8>) {
         let rest_of_end = std::mem::take(&mut self.after_cr) && byte == b'\n';
         if rest_of_end {
-            // The end of an event that was left out goes with it.
-            if !(self.left_out && self.kept.is_empty() && self.line == Line::Name(0)) {
-                self.kept.push(byte);
+            // It belongs to the event that has just ended, and goes where that went.
+            match self.kept.is_empty() {
+                true if self.left_out => {}
+                true => out.push(byte),
+                false => self.kept.push(byte),
             }
             return;
         }
+        self.left_out = false;
         self.kept.push(byte);
         if byte != b'\n' && byte != b'\r' {
             self.within_line(byte);

@@ -100,7 +100,7 @@ impl No {
         Refusal::failed(StatusCode::BAD_REQUEST, "unreadable", message).into()
     }
 
-    pub(super) fn bad_json(error: &serde_json::Error) -> Self {
+    pub(super) fn bad_json(error: &dyn std::fmt::Display) -> Self {
         let message = format!("The body is not what this address takes: {error}.");
         Refusal::failed(StatusCode::BAD_REQUEST, "bad_json", message).into()
     }

@@ -130,6 +130,10 @@ fn as_written<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de 
 
 /// The body that asks for its usage, where it does not yet.
 fn amended(body: &[u8], reads: Reads) -> Result<Option<Vec<u8>>, No> {
+    // A list would be read as the fields in their order.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(No::bad_json(&"it must be an object"));
+    }
     let asked: Asked<'_> = serde_json::from_slice(body).map_err(|error| No::bad_json(&error))?;
     if reads == Reads::Response {
         return if asked.background == Some(true) {

@@ -120,5 +120,5 @@ async fn a_new_workspace_is_no_new_day() {
         .await
         .expect(StatusCode::ACCEPTED);
     gate.chat().await.refused(StatusCode::TOO_MANY_REQUESTS, "daily_cap");
-    gate.used(json!([["dev openai platform", 1, 0, 0, 0]])).await;
+    gate.used(json!([["dev openai platform", 1, 3, 0, 0]])).await;
 }

@@ -54,9 +54,10 @@ async fn the_boxs_key_takes_the_placeholders_place_and_is_seen_by_the_provider_a
     let rows = gate.rows("provider.use").await;
     assert_eq!(rows[0].subject, format!("main/dev openai POST {OPENAI}"));
     assert_eq!((rows[0].outcome.as_str(), rows[0].user.is_some()), ("intent", true));
+    // What says nothing of tokens is counted by its length.
     gate.used(json!([
-        ["dev anthropic platform", 1, 0, 0, 0],
-        ["dev openai platform", 1, 0, 0, 0]
+        ["dev anthropic platform", 1, 3, 0, 0],
+        ["dev openai platform", 1, 3, 0, 0]
     ]))
     .await;
 }
@@ -244,7 +245,7 @@ async fn a_key_that_is_missing_costs_its_provider_alone_and_one_that_is_replaced
     // What could not be sent counts as nothing.
     gate.used(json!([
         ["dev anthropic platform", 1, 0, 0, 0],
-        ["dev openai platform", 2, 0, 0, 0]
+        ["dev openai platform", 2, 6, 0, 0]
     ]))
     .await;
 }
@@ -277,7 +278,7 @@ async fn no_key_of_the_box_is_used_while_that_cannot_be_recorded() {
     gate.used(json!([])).await;
     broken.mend();
     assert_eq!(gate.chat().await.status, StatusCode::OK);
-    gate.used(json!([["dev openai platform", 1, 0, 0, 0]])).await;
+    gate.used(json!([["dev openai platform", 1, 3, 0, 0]])).await;
 }
 
 #[tokio::test]
