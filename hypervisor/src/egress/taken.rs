@@ -19,7 +19,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio_rustls::TlsAcceptor;
 
-use super::Outlet;
+use super::{Outlet, PORT};
 use crate::broker::Refusal;
 
 /// How long a program may take to believe our certificate.
