@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 
 use crate::verbs::{
     audit, completions, config, deployments, doctor, exec, grants, invites, login, logs, open, pause, releases,
-    restart, run, secrets, shell, smoke, start, stop, swap, tasks, tokens, workspaces,
+    restart, run, secrets, shell, smoke, start, stop, swap, tasks, tokens, usage, workspaces,
 };
 
 /// Where `choir` looks when nothing says otherwise.
@@ -67,6 +67,7 @@ pub enum Verb {
     Tokens(tokens::Args),
     Secrets(secrets::Args),
     Grants(grants::Args),
+    Usage(usage::Args),
     Audit(audit::Args),
     Smoke(smoke::Args),
     Doctor(doctor::Args),

@@ -520,3 +520,37 @@ async fn the_audit_trail_is_asked_for_as_typed_shown_as_a_table_and_exported_as_
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
     }
 }
+
+#[tokio::test]
+async fn what_was_used_of_providers_is_shown_by_day_with_what_is_left_of_the_caps() {
+    let home = tempfile::tempdir().unwrap();
+    let row = json!({
+        "day": "2026-01-02", "user": "ada", "workspace": "main", "slot": "dev", "provider": "openai", "key": "platform",
+        "requests": 3, "input_tokens": 40, "cached_tokens": 8, "output_tokens": 2,
+    });
+    let cap = json!({
+        "provider": "openai", "requests": 3, "daily_requests": 10, "tokens": 42, "daily_tokens": null, "resets_in_s": 90,
+    });
+    let server = Server::start(BTreeMap::from([
+        (
+            "GET /me/usage?since=2026-01-01",
+            ok(json!({"items": [row], "caps": [cap]})),
+        ),
+        ("GET /admin/usage?user=eve", ok(json!({"items": [], "caps": []}))),
+    ]))
+    .await;
+    log_in(home.path(), &server.url);
+    let output = choir(home.path(), &server.url, &["usage", "--since", "2026-01-01"], None).await;
+    assert_eq!(
+        text(&output.stdout),
+        "DAY         USER  SLOT      PROVIDER  KEY        REQUESTS  INPUT  CACHED  OUTPUT\n\
+         2026-01-02  ada   main/dev  openai    the box's  3         40     8       2\n\
+         Today with the box's key for openai: 3 of 10 requests, 42 tokens; resets in 2 min.\n",
+        "{output:?}"
+    );
+    let output = choir(home.path(), &server.url, &["usage", "--user", "eve", "--json"], None).await;
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(shown, json!({"items": [], "caps": []}));
+    let output = choir(home.path(), &server.url, &["usage", "--all", "--user", "eve"], None).await;
+    assert_eq!(output.status.code(), Some(2));
+}

@@ -18,6 +18,7 @@ use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::egress::Outside;
+use crate::providers::Providers;
 use crate::random::Random;
 use crate::reconcile::{DataPlane, Fleet, launch};
 use crate::releases::Releases;
@@ -46,6 +47,7 @@ pub struct App {
     /// Fires when the hypervisor is told to stop; streams of the control host end with it.
     pub stopping: CancellationToken,
     pub vault: Vault,
+    pub providers: Arc<Providers>,
     pub outside: Outside,
     pub metrics_token: Option<String>,
 }

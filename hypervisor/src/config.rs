@@ -10,6 +10,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use url::{Host, Url};
 
+pub mod providers;
+
+use providers::Providers;
+
 /// Everything an operator may set. Unknown keys are refused.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -21,6 +25,7 @@ pub struct Config {
     pub store: StoreConfig,
     pub keys: Keys,
     pub egress: Egress,
+    pub providers: Providers,
     pub backup: Backup,
     pub metrics: Metrics,
     pub log: Log,
@@ -270,6 +275,7 @@ impl Config {
             return Err(invalid("[sandboxes] max_running must be at least 1"));
         }
         self.backup_recipients()?;
+        self.providers.judged()?;
         Ok(warnings)
     }
 

@@ -40,7 +40,13 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(json!({"ready": ready, "parts": parts}))).into_response()
+    let degraded = app.providers.degraded().await.into_iter().map(|(name, _)| name);
+    let degraded: Vec<String> = degraded.map(|name| format!("provider {name}")).collect();
+    (
+        status,
+        Json(json!({"ready": ready, "parts": parts, "degraded": degraded})),
+    )
+        .into_response()
 }
 
 impl App {

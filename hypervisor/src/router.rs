@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::auth::extract::PeerAddr;
 use crate::auth::{self, Route};
 use crate::error::ApiError;
-use crate::{admin, deployments, grants, health, pages, releases, secrets, workspaces};
+use crate::{admin, deployments, grants, health, pages, providers, releases, secrets, workspaces};
 
 /// The most a JSON body may have, in bytes. The sandbox API streams and is not bound by it.
 const MOST_BODY: usize = 1 << 20;
@@ -31,6 +31,7 @@ pub fn tables() -> Vec<&'static [Route]> {
         admin::routes::ROUTES,
         secrets::routes::ROUTES,
         grants::routes::ROUTES,
+        providers::routes::ROUTES,
     ]
 }
 
@@ -45,6 +46,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .merge(health::router())
         .merge(secrets::routes::router())
         .merge(grants::routes::router())
+        .merge(providers::routes::router())
         .with_state(app.clone());
     let router = own
         .merge(app.auth.router())

@@ -26,6 +26,7 @@ use crate::egress::{Deps, Gateway, Outside};
 use crate::gate::Gatekeeper;
 use crate::keys::{self, Keys};
 use crate::places;
+use crate::providers::Providers;
 use crate::random::{OsRandom, Random, draw};
 use crate::reconcile::{Fleet, Services};
 use crate::releases::Releases;
@@ -93,6 +94,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         adopted: watch::Sender::new(false),
         stopping: CancellationToken::new(),
         vault: key.vault,
+        providers: Arc::new(Providers::new(&config.providers)?),
         outside,
         metrics_token,
         config,
@@ -143,6 +145,7 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
         random: app.random.clone(),
         vault: app.vault.clone(),
         authorities: app.fleet.services.authorities.clone(),
+        providers: app.providers.clone(),
         addresses: AddressPolicy { allow, own },
         outside: app.outside.clone(),
     });

@@ -33,11 +33,16 @@ pub async fn run(ctx: &Context, _args: &Args) -> Result<(), Failure> {
     });
     // Without an answer to the first there is nothing to learn from the others.
     if checks[1].ok {
-        checks.push(match client.readiness().await {
-            Ok(parts) if parts.ready => good("ready", String::new()),
-            Ok(parts) => bad("ready", parts.missing().join(", ")),
-            Err(error) => bad("ready", error.to_string()),
-        });
+        match client.readiness().await {
+            Ok(parts) => {
+                checks.push(match parts.ready {
+                    true => good("ready", String::new()),
+                    false => bad("ready", parts.missing().join(", ")),
+                });
+                checks.extend(parts.degraded.into_iter().map(|what| bad("degraded", what)));
+            }
+            Err(error) => checks.push(bad("ready", error.to_string())),
+        }
         signed_in(ctx, &mut checks).await;
     }
     let failed = checks.iter().filter(|c| !c.ok).count();

@@ -25,6 +25,7 @@ pub mod stop;
 pub mod swap;
 pub mod tasks;
 pub mod tokens;
+pub mod usage;
 pub mod users;
 pub mod whoami;
 pub mod workspaces;
@@ -70,6 +71,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Tokens(args) => tokens::run(&ctx, &args).await,
         Verb::Grants(args) => grants::run(&ctx, &args).await,
         Verb::Secrets(args) => secrets::run(&ctx, &args).await,
+        Verb::Usage(args) => usage::run(&ctx, &args).await,
         Verb::Audit(args) => audit::run(&ctx, args).await,
         Verb::Smoke(args) => smoke::run(&ctx, args).await,
         Verb::Doctor(args) => doctor::run(&ctx, &args).await,

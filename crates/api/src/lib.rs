@@ -9,4 +9,5 @@ pub mod error;
 pub mod grants;
 pub mod sandbox;
 pub mod secrets;
+pub mod usage;
 pub mod workspaces;

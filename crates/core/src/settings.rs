@@ -37,6 +37,20 @@ impl<T: Default> PerSlot<T> {
     }
 }
 
+/// How programs in a workspace's sandboxes get at model providers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProviderMode {
+    /// Through the provider gateway: their environment points there, and they may use the box's keys.
+    ApiKey,
+    /// By a login of their own. Nothing is set, because a key in the environment makes agents ignore a login.
+    Subscription,
+    /// Not by our doing.
+    #[default]
+    #[serde(rename = "none")]
+    Unset,
+}
+
 /// Who commits made in a sandbox are by, unless the repository says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,6 +100,9 @@ pub struct WorkspaceSettings {
     /// programs' calls carry its secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intercept_tls: Option<bool>,
+    /// How programs in the sandboxes get at model providers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider_mode: Option<ProviderMode>,
 }
 
 /// How an app shows that it is well.
@@ -161,6 +178,7 @@ impl WorkspaceSettings {
             forward_authorization: patch.forward_authorization.or(self.forward_authorization),
             intercept_tls: patch.intercept_tls.or(self.intercept_tls),
             egress: patch.egress.or(self.egress),
+            provider_mode: patch.provider_mode.or(self.provider_mode),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Grants, and what sandboxes asked for and were refused. It must not know what a rule lets pass, nor any secret.
 
+use choir_core::settings::ProviderMode;
 use choir_core::{
     Capability, EgressPolicy, GrantId, GrantRequestId, HostPattern, Name, Rule, SandboxId, SecretName, Slot, UserId,
     WorkspaceId, WorkspaceSettings,
@@ -50,6 +51,7 @@ pub struct Standing {
     pub egress: EgressPolicy,
     /// Whether programs are answered in a granted host's name.
     pub intercept_tls: bool,
+    pub provider_mode: ProviderMode,
 }
 
 /// What a sandbox may ask its owner for.
@@ -289,6 +291,7 @@ fn standing(c: &Connection, sandbox: &SandboxId) -> Result<Option<Standing>> {
                 slot: parsed(row, "slot")?,
                 egress: settings.egress.unwrap_or_default(),
                 intercept_tls: settings.intercept_tls.unwrap_or(false),
+                provider_mode: settings.provider_mode.unwrap_or_default(),
             })
         })())
     })

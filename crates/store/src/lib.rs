@@ -13,6 +13,7 @@ mod releases;
 mod row;
 mod sandboxes;
 mod secrets;
+mod usage;
 mod workspaces;
 
 pub use audit::{AuditEvent, AuditFilter, AuditHead, AuditId, AuditRow, AuditVerdict, BadRow, Fault, NotAHead};
@@ -24,6 +25,7 @@ pub use grants::{Grant, GrantRequest, NewGrant, NewRequest, Standing, Wanted};
 pub use releases::{Release, ReleaseCopy, ReleaseState};
 pub use sandboxes::{Sandbox, SandboxChange};
 pub use secrets::{DataKey, KeyIdBytes, NewSecret, SealedKey, SealedSecret, Secret, SecretPlace};
+pub use usage::{Caps, Counted, KeyOwner, Spent, Tokens, UsePlace, UseRow};
 pub use workspaces::{NewWorkspace, Workspace, WorkspaceView};
 
 /// Why the store could not do it.

@@ -44,6 +44,7 @@ impl App {
                     .to_owned(),
             );
         }
+        findings.extend(self.providers.degraded().await.into_iter().map(|(_, finding)| finding));
         let mut sandboxes: BTreeMap<String, usize> = BTreeMap::new();
         for handle in self.fleet.handles() {
             *sandboxes

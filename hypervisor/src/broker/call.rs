@@ -1,8 +1,8 @@
 //! One call with a secret: authorise, commit the intent, open the secret, send, search the answer, record the outcome.
 //! Redirects are handed back, never followed. It must not decide what a grant covers.
 
-use choir_broker::{Scanner, grant, inject};
-use choir_core::HostName;
+use choir_broker::{Scanner, SecretValue, grant, inject};
+use choir_core::{HostName, Inject};
 use choir_proxy::egress::{inward, outward, switch, wants_websocket};
 use choir_proxy::{Body, Io};
 use choir_store::{Grant, Standing};
@@ -15,10 +15,26 @@ use hyper::upgrade::OnUpgrade;
 use super::Door;
 use super::refusal::Refusal;
 use super::scanned::{Failed, Receipt, Scanned, ScannedIo};
-use crate::egress::Outlet;
+use crate::egress::{Outlet, PORT, authority};
 
 /// The action's name in the audit trail.
-const ACTION: &str = "secret.use";
+pub(crate) const ACTION: &str = "secret.use";
+
+/// One call that was authorised: for whom, where it goes, and how the secret is put in.
+pub(crate) struct Call<'a> {
+    pub standing: &'a Standing,
+    pub host: &'a HostName,
+    pub port: u16,
+    /// The path at the host, as it was judged.
+    pub path: &'a str,
+    pub inject: &'a Inject,
+}
+
+/// What goes with a call.
+pub(crate) enum Secret<'a> {
+    Granted(&'a Grant),
+    OfTheBox(SecretValue),
+}
 
 impl Door {
     /// `below` is the path at the host, as it was written.
@@ -59,11 +75,29 @@ impl Outlet {
         let intent = self.intent(standing, ACTION, &what).await?;
         let deps = &self.gateway.deps;
         let receipt = Receipt::new(deps.store.clone(), deps.clock.clone(), intent);
-        match self.send(standing, grant, host, path, request).await {
-            Ok((response, scanner)) => {
-                self.used(standing, grant);
-                answer(response, program, scanner, receipt, host).await
-            }
+        let call = Call {
+            standing,
+            host,
+            port: PORT,
+            path,
+            inject: &grant.rule.inject,
+        };
+        let request = request.map(Body::wrap);
+        self.carry(&call, Secret::Granted(grant), request, program, receipt)
+            .await
+    }
+
+    /// Makes a call whose intent is recorded: sends it with the secret in it, searches the answer, records the outcome.
+    pub(crate) async fn carry(
+        &self,
+        call: &Call<'_>,
+        secret: Secret<'_>,
+        request: Request<Body>,
+        program: Option<OnUpgrade>,
+        receipt: Receipt,
+    ) -> Result<Response<Body>, Refusal> {
+        match self.send(call, secret, request).await {
+            Ok((response, scanner)) => answer(response, program, scanner, receipt, call.host).await,
             Err(refusal) => {
                 receipt.end(refusal.outcome);
                 Err(refusal)
@@ -71,19 +105,22 @@ impl Outlet {
         }
     }
 
-    /// Sends the request with the secret in it; the answer, and what to look for in it.
+    /// The answer, and what to look for in it.
     async fn send(
         &self,
-        standing: &Standing,
-        grant: &Grant,
-        host: &HostName,
-        path: &str,
-        request: Request<Incoming>,
+        call: &Call<'_>,
+        secret: Secret<'_>,
+        request: Request<Body>,
     ) -> Result<(Response<Incoming>, Scanner), Refusal> {
-        let opened = self.gateway.deps.vault.open(&standing.user, &grant.secret).await;
-        let secret = opened
-            .map_err(|error| Refusal::from_vault(&error, standing, grant))?
-            .value;
+        let Call { standing, path, .. } = *call;
+        let (secret, grant) = match secret {
+            Secret::Granted(grant) => {
+                let opened = self.gateway.deps.vault.open(&standing.user, &grant.secret).await;
+                let opened = opened.map_err(|error| Refusal::from_vault(&error, standing, grant))?;
+                (opened.value, Some(grant))
+            }
+            Secret::OfTheBox(secret) => (secret, None),
+        };
         let scanner = Scanner::new(&secret).ok_or_else(|| Refusal::too_short(grant))?;
 
         let (mut head, body) = request.into_parts();
@@ -93,18 +130,21 @@ impl Outlet {
             None => path.to_owned(),
         };
         head.uri = Uri::from(PathAndQuery::try_from(target).map_err(|_| unsendable())?);
-        let authority = HeaderValue::from_str(host.as_str()).map_err(|_| unsendable())?;
+        let named = HeaderValue::from_str(&authority(call.host, call.port)).map_err(|_| unsendable())?;
         let websocket = wants_websocket(&head);
-        head.headers = outward(head.headers, authority, websocket);
+        head.headers = outward(head.headers, named, websocket);
         // Compressed messages cannot be searched.
         head.headers.remove(SEC_WEBSOCKET_EXTENSIONS);
         head.extensions.clear();
         head.version = Version::HTTP_11;
-        inject::apply(&grant.rule.inject, &secret, &mut head).map_err(|error| Refusal::unfit(&error))?;
+        inject::apply(call.inject, &secret, &mut head).map_err(|error| Refusal::unfit(&error))?;
         drop(secret);
 
-        let request = Request::from_parts(head, Body::wrap(body));
-        let response = self.https().exchange(host, request).await?;
+        let request = Request::from_parts(head, body);
+        let response = self.https().exchange(call.host, call.port, request).await?;
+        if let Some(grant) = grant {
+            self.used(standing, grant);
+        }
         Ok((response, scanner))
     }
 }

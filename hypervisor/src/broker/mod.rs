@@ -17,14 +17,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 
 use crate::egress::Outlet;
+use crate::providers;
 
-mod call;
-mod refusal;
+pub(crate) mod call;
+pub(crate) mod refusal;
 mod scanned;
 
 pub(crate) use refusal::Refusal;
+pub(crate) use scanned::Receipt;
 
 const EGRESS: &str = "/v1/egress/";
+const PROVIDERS: &str = "/v1/providers/";
 
 /// Serves one connection from inside.
 pub(crate) async fn serve<S: Io>(stream: S, outlet: Outlet) {
@@ -48,8 +51,8 @@ pub(crate) async fn serve<S: Io>(stream: S, outlet: Outlet) {
 }
 
 /// One sandbox's door.
-struct Door {
-    outlet: Outlet,
+pub(crate) struct Door {
+    pub(crate) outlet: Outlet,
 }
 
 impl Door {
@@ -61,6 +64,8 @@ impl Door {
         let answer = if let Some(rest) = path.strip_prefix(EGRESS) {
             let (name, below) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
             self.call(name, below, request).await
+        } else if let Some(rest) = path.strip_prefix(PROVIDERS) {
+            Ok(providers::door::answer(self, rest, request).await)
         } else if let (Some(name), &Method::POST) = (resolved, request.method()) {
             self.reveal(name).await
         } else if (path.as_str(), request.method()) == ("/v1/capabilities", &Method::GET) {

@@ -16,17 +16,17 @@ use crate::random::{Random, draw};
 /// A call that is not made, or whose answer is not handed on.
 #[derive(Debug)]
 pub(crate) struct Refusal {
-    status: StatusCode,
-    code: &'static str,
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
     /// The rule that refused, where one did.
-    rule: Option<&'static str>,
-    message: String,
+    pub(crate) rule: Option<&'static str>,
+    pub(crate) message: String,
     /// As the audit trail has it.
     pub(crate) outcome: &'static str,
 }
 
 impl Refusal {
-    fn denied(rule: &'static str, outcome: &'static str, message: String) -> Self {
+    pub(crate) fn denied(rule: &'static str, outcome: &'static str, message: String) -> Self {
         Self {
             status: StatusCode::FORBIDDEN,
             code: "denied",
@@ -36,7 +36,7 @@ impl Refusal {
         }
     }
 
-    fn failed(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn failed(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self {
             status,
             code,
@@ -88,11 +88,12 @@ impl Refusal {
         Self::denied("secret.reveal", "not_revealed", message)
     }
 
-    pub(crate) fn too_short(grant: &Grant) -> Self {
+    /// A secret of the box has no grant.
+    pub(crate) fn too_short(grant: Option<&Grant>) -> Self {
+        let of = grant.map_or_else(|| "this box".to_owned(), |grant| grant.capability.to_string());
         let message = format!(
-            "The secret of {} is too short to be recognised in an answer, so it is not sent; a person can store one of at \
+            "The secret of {of} is too short to be recognised in an answer, so it is not sent; a person can store one of at \
              least {} bytes.",
-            grant.capability,
             choir_broker::scan::SHORTEST
         );
         Self::denied("secret.length", "too_short", message)

@@ -23,7 +23,7 @@ use crate::clock::Clock;
 const CHUNK: usize = 16 * 1024;
 
 /// What is owed to the audit trail for one intent: exactly one outcome, whatever becomes of the call.
-pub(super) struct Receipt {
+pub(crate) struct Receipt {
     store: Store,
     clock: Arc<dyn Clock>,
     intent: AuditId,
@@ -31,7 +31,7 @@ pub(super) struct Receipt {
 }
 
 impl Receipt {
-    pub(super) fn new(store: Store, clock: Arc<dyn Clock>, intent: AuditId) -> Self {
+    pub(crate) fn new(store: Store, clock: Arc<dyn Clock>, intent: AuditId) -> Self {
         Self {
             store,
             clock,
@@ -41,7 +41,7 @@ impl Receipt {
         }
     }
 
-    pub(super) fn end(mut self, outcome: &'static str) {
+    pub(crate) fn end(mut self, outcome: &'static str) {
         self.outcome = outcome;
     }
 }

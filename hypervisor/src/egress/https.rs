@@ -24,7 +24,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::Gateway;
 
-/// Where every call goes: credentials travel over TLS only.
+/// Where a grant's calls go: credentials travel over TLS only. An operator may name another port for a provider.
 pub(crate) const PORT: u16 = 443;
 /// How long the certificate's proof may take.
 const PROVE_WITHIN: Duration = Duration::from_secs(20);
@@ -68,12 +68,13 @@ impl Https {
     pub(crate) async fn exchange(
         &self,
         host: &HostName,
+        port: u16,
         mut request: Request<Body>,
     ) -> Result<Response<Incoming>, Lost> {
         let broken = || Lost::Broken(host.to_string());
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
         parts.scheme = Some(http::uri::Scheme::HTTPS);
-        parts.authority = Some(host.as_str().parse().map_err(|_| broken())?);
+        parts.authority = Some(authority(host, port).parse().map_err(|_| broken())?);
         parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from_parts(parts).map_err(|_| broken())?;
         match tokio::time::timeout(ANSWER_WITHIN, self.0.request(request)).await {
@@ -81,6 +82,14 @@ impl Https {
             Ok(Err(error)) => Err(reason(&error).unwrap_or_else(broken)),
             Err(_) => Err(broken()),
         }
+    }
+}
+
+/// A host as a request names it.
+pub(crate) fn authority(host: &HostName, port: u16) -> String {
+    match port {
+        PORT => host.to_string(),
+        port => format!("{host}:{port}"),
     }
 }
 
@@ -116,7 +125,7 @@ impl tower::Service<Uri> for Connector {
             let Some(gateway) = gateway else {
                 return Err(Lost::Broken(host));
             };
-            let stream = gateway.dial(&host, PORT).await?;
+            let stream = gateway.dial(&host, uri.port_u16().unwrap_or(PORT)).await?;
             let name = ServerName::try_from(host.clone()).map_err(|_| Lost::Untrusted(host.clone()))?;
             let proving = TlsConnector::from(Arc::clone(&gateway.deps.outside.tls)).connect(name, stream);
             match tokio::time::timeout(PROVE_WITHIN, proving).await {

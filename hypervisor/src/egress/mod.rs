@@ -23,13 +23,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::broker::{self, Refusal};
 use crate::clock::Clock;
+use crate::providers::Providers;
 use crate::random::{Random, draw};
 
 mod https;
 mod outside;
 mod taken;
 
-pub(crate) use https::{Https, Lost};
+pub(crate) use https::{Https, Lost, PORT, authority};
 
 pub use outside::{Net, Outside};
 
@@ -50,6 +51,7 @@ pub struct Deps {
     pub vault: Vault,
     /// `None` while sealed: nobody is answered in another's name then.
     pub authorities: Option<Arc<Authorities>>,
+    pub providers: Arc<Providers>,
     pub addresses: AddressPolicy,
     pub outside: Outside,
 }

@@ -19,7 +19,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio_rustls::TlsAcceptor;
 
-use super::Outlet;
+use super::{Outlet, PORT};
 use crate::broker::Refusal;
 
 /// How long a program may take to believe our certificate.
@@ -136,7 +136,7 @@ async fn pass(outlet: &Outlet, host: &HostName, request: Request<Incoming>) -> R
     head.version = Version::HTTP_11;
     let sent = outlet
         .https()
-        .exchange(host, Request::from_parts(head, Body::wrap(body)))
+        .exchange(host, PORT, Request::from_parts(head, Body::wrap(body)))
         .await;
     let response = sent.map_err(Refusal::from)?;
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;

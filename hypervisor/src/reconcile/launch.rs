@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use choir_core::settings::{DEFAULT_APP_PORT, ReleaseConfig};
+use choir_core::settings::{DEFAULT_APP_PORT, ProviderMode, ReleaseConfig};
 use choir_core::{Generation, Limits, Slot, WorkspaceId};
 use choir_runtime::{AGENT_DIR, AgentConfig, BUNDLE, ListenerKind, Spec};
 use choir_store::WorkspaceView;
 
 use super::Services;
 use crate::config::Config;
+
+/// What SDKs want to see before they send anything; the gateway takes it out. Some look at how a key begins.
+const PLACEHOLDERS: [(&str, &str); 2] = [
+    ("OPENAI_API_KEY", "sk-choir-placeholder"),
+    ("ANTHROPIC_API_KEY", "sk-ant-choir-placeholder"),
+];
 
 /// What one generation is to be made from, as the database says now.
 pub async fn spec(
@@ -128,6 +134,15 @@ fn environment(view: &WorkspaceView, slot: Slot, sandbox: &str, release: &Releas
     }
     if let Some(zone) = &settings.timezone {
         set("TZ", zone);
+    }
+    if settings.provider_mode == Some(ProviderMode::ApiKey) {
+        let providers = format!("http://127.0.0.1:{}/v1/providers", ListenerKind::Broker.port());
+        // OpenAI's clients append `/chat/completions`, Anthropic's `/v1/messages`.
+        set("OPENAI_BASE_URL", &format!("{providers}/openai/v1"));
+        set("ANTHROPIC_BASE_URL", &format!("{providers}/anthropic"));
+        for (name, placeholder) in PLACEHOLDERS {
+            set(name, placeholder);
+        }
     }
     env.extend(release.env.clone());
     env.extend(settings.env.clone().unwrap_or_default());

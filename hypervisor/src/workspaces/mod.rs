@@ -228,6 +228,7 @@ impl App {
             "forward_authorization": false,
             "egress": "open",
             "intercept_tls": false,
+            "provider_mode": "none",
         })
     }
 }

@@ -10,6 +10,7 @@ mod grants;
 mod sandbox;
 mod secrets;
 mod socket;
+mod usage;
 mod visit;
 mod workspaces;
 

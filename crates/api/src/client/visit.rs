@@ -30,6 +30,9 @@ pub struct Readiness {
     pub ready: bool,
     /// Each part and `ok`, or what is the matter with it.
     pub parts: BTreeMap<String, String>,
+    /// What does not work though the box does, as in `provider openai`.
+    #[serde(default)]
+    pub degraded: Vec<String>,
 }
 
 impl Readiness {

@@ -44,7 +44,7 @@ pub struct AuditEvent {
 pub(crate) struct Alarm(Arc<AtomicBool>);
 
 impl Alarm {
-    fn note<T>(&self, recorded: Result<T>) -> Result<T> {
+    pub(crate) fn note<T>(&self, recorded: Result<T>) -> Result<T> {
         // What the caller asked for wrongly is no failure of the trail.
         let failed = !matches!(recorded, Ok(_) | Err(Error::NotFound | Error::Exists));
         self.0.store(failed, Ordering::Relaxed);
@@ -114,6 +114,13 @@ pub(crate) fn append(connection: &Connection, event: &AuditEvent) -> Result<()> 
     Ok(())
 }
 
+/// Appends, within the caller's transaction, what is about to be done.
+pub(crate) fn append_intent(connection: &Connection, event: AuditEvent) -> Result<AuditId> {
+    let outcome = INTENT;
+    append(connection, &AuditEvent { outcome, ..event })?;
+    Ok(AuditId(connection.last_insert_rowid()))
+}
+
 /// Appends; where the trail cannot be written, the event goes to the log and the caller goes on. Only for signing in and
 /// for ending sessions: neither may depend on the trail, since both are needed to mend what is wrong.
 pub(crate) fn append_or_log(connection: &Connection, event: &AuditEvent) {
@@ -138,11 +145,7 @@ impl Store {
     /// Records, before it is done, what is about to be done; it may be done once this has answered, and not when this
     /// fails. The event's own outcome is not used. End it with [`Self::audit_outcome`].
     pub async fn audit_intent(&self, event: AuditEvent) -> Result<AuditId> {
-        let outcome = INTENT;
-        let recorded = self.write(move |c| {
-            append(c, &AuditEvent { outcome, ..event })?;
-            Ok(AuditId(c.last_insert_rowid()))
-        });
+        let recorded = self.write(move |c| append_intent(c, event));
         self.alarm.note(recorded.await)
     }
 

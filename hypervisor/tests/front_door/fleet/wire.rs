@@ -45,9 +45,20 @@ pub async fn start_outside(
     runtime: impl FnOnce(Arc<Sim>) -> Arc<dyn Runtime>,
     outside: Outside,
 ) -> Start {
+    start_configured(clock, runtime, outside, |_| {}).await
+}
+
+/// The same, with another configuration than the default one.
+pub async fn start_configured(
+    clock: &Arc<MockClock>,
+    runtime: impl FnOnce(Arc<Sim>) -> Arc<dyn Runtime>,
+    outside: Outside,
+    change: impl FnOnce(&mut Config),
+) -> Start {
     let directory = Arc::new(tempfile::tempdir().unwrap());
     let mut config = Config::default();
     config.store.path = directory.path().join("choir.db");
+    change(&mut config);
     let (world, volumes) = (World::new(), SimVolumes::default());
     let sim = Arc::new(Sim::new(world.clone()));
     let parts = Parts {

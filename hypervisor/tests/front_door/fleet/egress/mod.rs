@@ -6,6 +6,7 @@ mod door;
 mod grants;
 mod outdoors;
 mod policy;
+mod providers;
 mod scope;
 mod taken;
 mod trail;
@@ -17,6 +18,7 @@ use axum::http::{Method, Request, StatusCode};
 use bytes::Bytes;
 use choir_core::{Generation, SandboxId, Slot};
 use choir_hypervisor::clock::MockClock;
+use choir_hypervisor::config::Config;
 use choir_runtime::ListenerKind;
 use choir_store::{AuditFilter, AuditRow};
 use http_body_util::BodyExt;
@@ -24,7 +26,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
 use self::outdoors::{Outdoors, PUBLIC};
-use super::wire::{clock, start_outside};
+use super::wire::{clock, start_configured};
 use super::{Box as Start, change, workspace};
 use crate::support::Browser;
 
@@ -43,10 +45,14 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(configure: impl FnOnce(&mut Config)) -> Self {
         let outdoors = Outdoors::new();
         outdoors.host(API, PUBLIC);
         let clock = clock();
-        let start = start_outside(&clock, |sim| sim, outdoors.outside()).await;
+        let start = start_configured(&clock, |sim| sim, outdoors.outside(), configure).await;
         let mut ada = start.ada().await;
         let sandboxes = workspace(&mut ada).await;
         for slot in Slot::ALL {
