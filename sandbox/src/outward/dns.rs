@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 
+use choir_core::HostName;
 use simple_dns::rdata::{OPT, RData};
 use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QCLASS, QTYPE, RCODE, ResourceRecord, TYPE, header_buffer};
 
@@ -10,9 +11,6 @@ use super::names::TTL;
 
 /// The longest message that is read, and what we say we read (RFC 9715); a question has far less.
 pub const MAX_MESSAGE: usize = 1232;
-
-/// The longest name as text (RFC 1035, section 2.3.4).
-const MAX_NAME: usize = 253;
 
 /// Top-level names that mean something nearby, or nothing: RFC 6761, 6762, 7686, 8375, 9476, and ICANN's `internal`.
 const NOT_PUBLIC: [&str; 8] = [
@@ -83,7 +81,7 @@ fn reply<'a>(query: Packet<'a>, mut resolve: impl FnMut(&str) -> Option<Ipv4Addr
         // Other types have no answer rather than an error, so that programs go on to ask for this one.
         if question.qtype != QTYPE::TYPE(TYPE::A) {
             RCODE::NoError
-        } else if let Some(address) = resolve(&name) {
+        } else if let Some(address) = resolve(name.as_str()) {
             let data = RData::A(address.into());
             let record = ResourceRecord::new(question.qname.clone(), CLASS::IN, TTL, data);
             reply.answers.push(record);
@@ -98,27 +96,26 @@ fn reply<'a>(query: Packet<'a>, mut resolve: impl FnMut(&str) -> Option<Ipv4Addr
     reply
 }
 
-/// The name in lower case, where it can be one of a host on the internet: two labels or more of letters, digits, `-` and
-/// `_`, the last one not beginning like a number, so that no way of writing an address is a name.
-fn public(name: &Name) -> Option<String> {
-    let labels = name.get_labels();
+/// The name in lower case, where it can be one of a host on the internet. No way of writing an address is.
+fn public(name: &Name) -> Option<HostName> {
     let mut text = String::new();
-    for label in labels {
+    for label in name.get_labels() {
+        let label = std::str::from_utf8(label.as_ref()).ok()?;
+        // In a message a dot may be part of a label.
+        if label.contains('.') {
+            return None;
+        }
         if !text.is_empty() {
             text.push('.');
         }
-        let bytes = label.as_ref();
-        if bytes.is_empty() || !bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(b)) {
-            return None;
-        }
-        text.extend(bytes.iter().map(|b| char::from(b.to_ascii_lowercase())));
+        text.push_str(label);
     }
-    let last = text.rsplit('.').next().unwrap_or_default();
-    let is_public = labels.len() >= 2
-        && text.len() <= MAX_NAME
-        && last.starts_with(|c: char| c.is_ascii_lowercase())
-        && !NOT_PUBLIC.contains(&last);
-    is_public.then_some(text)
+    text.make_ascii_lowercase();
+    let last = text.rsplit('.').next()?;
+    if NOT_PUBLIC.contains(&last) {
+        return None;
+    }
+    text.parse().ok()
 }
 
 #[cfg(test)]
@@ -300,12 +297,7 @@ mod tests {
         });
         prop_assert!(asked.len() <= 1);
         for name in asked {
-            prop_assert!(name.contains('.') && name.len() <= MAX_NAME);
-            prop_assert!(
-                name.bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
-            );
-            prop_assert!(name.parse::<std::net::IpAddr>().is_err());
+            prop_assert!(name.parse::<HostName>().is_ok(), "{}", name);
         }
         if let Some(reply) = reply {
             prop_assert!(Packet::parse(&reply).is_ok() && reply.len() <= MAX_MESSAGE);

@@ -27,6 +27,11 @@ pub struct Instance {
 impl Instance {
     /// Starts one on a free port; sandboxes may reach these networks although they are private.
     pub fn up(egress_allow: &[String]) -> Result<Self> {
+        Self::up_knowing(egress_allow, "")
+    }
+
+    /// The same, with lines of `/etc/hosts` that the hypervisor alone sees.
+    pub fn up_knowing(egress_allow: &[String], hosts: &str) -> Result<Self> {
         let data = tempfile::Builder::new()
             .prefix("choir-e2e-")
             .permissions(fs::Permissions::from_mode(0o711))
@@ -36,6 +41,9 @@ impl Instance {
             origin: Url::parse("http://localhost")?,
         };
         instance.install_programs()?;
+        if !hosts.is_empty() {
+            instance.tell_hosts(hosts)?;
+        }
         instance.start(egress_allow)?;
         Ok(instance)
     }
@@ -143,6 +151,18 @@ impl Instance {
             }
         }
         Ok(())
+    }
+
+    /// Puts a line of shell before the hypervisor: it becomes it, with a mount of its own over `/etc/hosts`.
+    fn tell_hosts(&self, hosts: &str) -> Result<()> {
+        let (program, moved) = (self.path("bin/choir-hypervisor"), self.path("bin/hypervisor-itself"));
+        fs::rename(&program, &moved)?;
+        let own = self.path("hosts");
+        fs::write(&own, fs::read_to_string("/etc/hosts")? + hosts)?;
+        let mount = format!("mount --bind {} /etc/hosts && exec {}", own.display(), moved.display());
+        let script = format!("#!/bin/sh\nexec unshare --mount sh -c '{mount} \"$@\"' choir-hypervisor \"$@\"\n");
+        fs::write(&program, script)?;
+        Ok(fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?)
     }
 
     fn xtask(&self, verb: &str) -> Command {

@@ -11,5 +11,6 @@ pub mod neighbour;
 pub mod page;
 pub mod person;
 pub mod recorder;
+pub mod registries;
 pub mod skip;
 pub mod waiting;

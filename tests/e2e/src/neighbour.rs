@@ -1,4 +1,4 @@
-//! Another machine on a private network: a network namespace with a web server in it. It must not touch an address or
+//! Another machine on a private network: a network namespace with servers in it. It must not touch an address or
 //! a device that it did not make.
 
 use std::path::Path;
@@ -15,7 +15,7 @@ pub struct Neighbour {
     /// Its address, and that of this machine on the same wire.
     pub address: String,
     pub ours: String,
-    server: Child,
+    servers: Vec<Child>,
 }
 
 impl Neighbour {
@@ -28,15 +28,10 @@ impl Neighbour {
         let (ours, address) = (format!("{network}.1"), format!("{network}.2"));
         let peer = format!("{wire}p");
         ip(&["netns", "add", &name])?;
-        let mut server = Command::new("ip");
-        server
-            .args(["netns", "exec", &name, "busybox", "httpd", "-f", "-p", "80", "-h"])
-            .arg(directory);
-        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // From here on dropping it cleans up, whatever fails.
-        let neighbour = Self {
+        let mut neighbour = Self {
             name: name.clone(),
-            server: server.spawn().context("cannot start a web server")?,
+            servers: Vec::new(),
             address: address.clone(),
             ours: ours.clone(),
         };
@@ -47,19 +42,36 @@ impl Neighbour {
         ip(&["link", "set", &wire, "up"])?;
         ip(&["-n", &name, "addr", "add", &format!("{address}/30"), "dev", &peer])?;
         ip(&["-n", &name, "link", "set", &peer, "up"])?;
-        until("the neighbour's web server", async || {
-            Ok(TcpStream::connect((address.as_str(), 80)).await.ok())
+        ip(&["-n", &name, "link", "set", "lo", "up"])?;
+        let directory = directory.to_str().context("a path in UTF-8")?;
+        neighbour
+            .also(80, &["busybox", "httpd", "-f", "-p", "80", "-h", directory])
+            .await?;
+        Ok(neighbour)
+    }
+
+    /// Starts one more server there, and waits until it listens on the port.
+    pub async fn also(&mut self, port: u16, command: &[&str]) -> Result<()> {
+        let mut server = Command::new("ip");
+        server.args(["netns", "exec", &self.name]).args(command);
+        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let started = server.spawn().with_context(|| format!("cannot start {}", command[0]))?;
+        self.servers.push(started);
+        until(&format!("the neighbour's {}", command[0]), async || {
+            Ok(TcpStream::connect((self.address.as_str(), port)).await.ok())
         })
         .await?;
-        Ok(neighbour)
+        Ok(())
     }
 }
 
 impl Drop for Neighbour {
     fn drop(&mut self) {
         // Its devices go with the namespace, and that with its last process.
-        let _gone = self.server.kill();
-        let _gone = self.server.wait();
+        for server in &mut self.servers {
+            let _gone = server.kill();
+            let _gone = server.wait();
+        }
         if let Err(error) = ip(&["netns", "del", &self.name]) {
             eprintln!("the network namespace {} is left: {error:#}", self.name);
         }

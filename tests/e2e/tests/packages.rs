@@ -1,7 +1,5 @@
 //! A developer's first hour in a sandbox: what is installed and built there works, and stays over stop, start and swap.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, ToSocketAddrs as _};
 use std::path::Path;
 use std::process::Command;
 
@@ -14,20 +12,10 @@ use choir_e2e::browser::Browser;
 use choir_e2e::instance::Instance;
 use choir_e2e::neighbour::Neighbour;
 use choir_e2e::person::{self, exec, run, workspace};
+use choir_e2e::registries;
 use choir_e2e::skip;
 use choir_e2e::waiting::{PATIENCE, step, until};
 use url::Url;
-
-/// How each tool names the servers it would ask, on a machine that may know other ones than the tool's makers.
-const SERVERS: [&str; 4] = [
-    "apt-get update --print-uris",
-    "npm config get registry",
-    "pip config list; python3 -c 'from pip._internal.models.index import PyPI as it; \
-     print(it.simple_url, \"https://\" + it.file_storage_domain)'",
-    // Cargo says it only to who debugs it.
-    "cd $(mktemp -d) && cargo init -q --name a && echo 'itoa = \"1\"' >> Cargo.toml; \
-     CARGO_HTTP_DEBUG=true CARGO_LOG=network=debug cargo fetch 2>&1 | sed -n 's|.*CONNECT |https://|p'",
-];
 
 #[tokio::test]
 async fn packages_install_inside_a_sandbox_and_stay_over_stop_start_and_swap() -> Result<()> {
@@ -41,7 +29,7 @@ async fn packages_install_inside_a_sandbox_and_stay_over_stop_start_and_swap() -
     let client = sign_in(&instance).await?;
     client.create_workspace(&workspace()).await?;
     step("start dev", person::start(&client, Slot::Dev)).await?;
-    let mut allowed = step("find the registries", registries(&client)).await?;
+    let mut allowed = step("find the registries", registries::allowed(&client)).await?;
     allowed.push(format!("{}/32", neighbour.address));
     step("down and up again", async { instance.restart(&allowed) }).await?;
     // The client's old connection is found dead by being used.
@@ -165,35 +153,6 @@ async fn sign_in(instance: &Instance) -> Result<Client> {
     let page = browser.page().await?;
     person::register(&page, instance).await?;
     person::token(&page, instance, &person::EVERYTHING).await
-}
-
-/// The addresses of the servers that the tools in the sandbox ask, as this machine resolves them: they may be private.
-async fn registries(client: &Client) -> Result<Vec<String>> {
-    let mut hosts = BTreeSet::new();
-    for asked in SERVERS {
-        let told = exec(client, Slot::Dev, asked).await?;
-        let text = told.stdout + &told.stderr;
-        let found: Vec<_> = text.split("://").skip(1).filter_map(host).map(str::to_owned).collect();
-        ensure!(!found.is_empty(), "`{asked}` names no server: {text}");
-        hosts.extend(found);
-    }
-    let mut networks = BTreeSet::new();
-    for host in hosts {
-        let resolved = (host.as_str(), 443)
-            .to_socket_addrs()
-            .with_context(|| format!("{host} does not resolve"))?;
-        networks.extend(resolved.map(|it| match it.ip() {
-            IpAddr::V4(ip) => format!("{ip}/32"),
-            IpAddr::V6(ip) => format!("{ip}/128"),
-        }));
-    }
-    Ok(networks.into_iter().collect())
-}
-
-/// The host at the start of what follows a URL's scheme.
-fn host(rest: &str) -> Option<&str> {
-    let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || ".-".contains(c)));
-    Some(&rest[..end.unwrap_or(rest.len())]).filter(|host| host.contains('.'))
 }
 
 /// From another machine on a private network, which is allowed; this machine itself never is.
