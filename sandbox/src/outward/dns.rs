@@ -178,7 +178,6 @@ mod tests {
 
     #[test]
     fn what_is_no_public_name_does_not_exist_and_is_not_looked_up() {
-        let long = format!("{0}.{0}.{0}.{0}.com", "a".repeat(62));
         for name in [
             "box",
             "localhost",
@@ -200,7 +199,6 @@ mod tests {
             "a\r\nb.com",
             "bücher.example",
             ".",
-            &long,
         ] {
             let (code, addresses, names) = a(name);
             assert_eq!(
