@@ -38,8 +38,8 @@ const PORTS: [u16; 16] = [
     22, 80, 443, 465, 587, 993, 1433, 3306, 5432, 5671, 6379, 6380, 6543, 8443, 9418, 27017,
 ];
 
-/// Names with an address at once, where there are descriptors enough.
-const MAX_NAMES: usize = 256;
+/// Names with an address at once, where there are descriptors enough: their doors cost the agent 1 MiB.
+const MAX_NAMES: usize = 128;
 
 /// Connections at once; further ones wait. The gateway takes 64 of a sandbox: the rest is for those that know of it.
 const MAX_CONNECTIONS: usize = 48;

@@ -225,7 +225,7 @@ struct Stage {
     /// Tools whose server is not on this machine.
     without_server: BTreeSet<&'static str>,
     _instance: Instance,
-    _neighbour: Neighbour,
+    neighbour: Neighbour,
     _files: tempfile::TempDir,
 }
 
@@ -270,7 +270,7 @@ impl Stage {
             host,
             without_server,
             _instance: instance,
-            _neighbour: neighbour,
+            neighbour,
             _files: files,
         })
     }
@@ -308,7 +308,7 @@ impl Stage {
         let bare = format!("unset {VARIABLES}; {ask}");
         let raw = format!(
             "unset {VARIABLES}; {given} curl -sS -m 5 -o /dev/null http://{}/",
-            self._neighbour.address
+            self.neighbour.address
         );
         let outcome = async |line: &str| exec(client, Slot::Dev, line).await.map(|done| done.exit.exit_code);
         ensure!(outcome(&raw).await? != 0, "an address leads out by itself");
@@ -322,13 +322,8 @@ impl Stage {
             let denied = self.denials().await? - before;
             ensure!(denied == 2, "{denied} rows tell of two refusals under {policy:?}");
         }
-        let told = run(
-            client,
-            Slot::Dev,
-            &format!("unset {VARIABLES}; curl -fsS -o /dev/null http://{NAME}/; echo $?"),
-        )
-        .await?;
-        ensure!(told.trim() != "7", "what the list names is reached: {told}");
+        let listed = format!("unset {VARIABLES}; curl -fsS -o /dev/null http://{NAME}/a.git/HEAD");
+        ensure!(outcome(&listed).await? == 0, "what the list names is reached");
         let log = client.logs(&workspace(), Slot::Dev, 200).await?;
         let line = log
             .items
