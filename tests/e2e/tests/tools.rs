@@ -60,9 +60,13 @@ const OWN: [Tool; 15] = [
     tool(
         "pip",
         Way::Proxy,
-        "pip -q download --no-cache-dir --no-deps -d $(mktemp -d) six",
+        "pip -q download --retries 0 --no-cache-dir --no-deps -d $(mktemp -d) six",
     ),
-    tool("npm", Way::Proxy, "npm --cache $(mktemp -d) view is-number version"),
+    tool(
+        "npm",
+        Way::Proxy,
+        "npm --fetch-retries 0 --cache $(mktemp -d) view is-number version",
+    ),
     tool(
         "cargo",
         Way::Proxy,
