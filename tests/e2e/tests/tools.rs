@@ -134,7 +134,7 @@ const MORE: [Tool; 10] = [
         "pnpm",
         Way::Proxy,
         "npm install --no-progress --prefix ~/js pnpm@9 yarn@1",
-        "cd $(mktemp -d) && echo '{}' > package.json && ~/js/node_modules/.bin/pnpm add --store-dir s is-number",
+        "cd $(mktemp -d) && echo '{}' > package.json && npm_config_fetch_retries=0 ~/js/node_modules/.bin/pnpm add --store-dir s is-number",
     ),
     installed(
         "yarn",
@@ -172,9 +172,10 @@ class A { public static void main(String[] a) throws Exception { var it = HttpCl
 .send(HttpRequest.newBuilder(URI.create(a[0])).build(), HttpResponse.BodyHandlers.discarding());
 System.exit(it.statusCode() == 200 ? 0 : 1); } }' > A.java && java A.java $R"#,
     ),
+    // It would ask the proxy, but not for a name that leads to loopback, as every name here does.
     installed(
         "Ruby net/http",
-        Way::Proxy,
+        Way::Resolver,
         "sudo apt-get -qy install ruby",
         r#"ruby -rnet/http -e 'exit Net::HTTP.get_response(URI(ARGV[0])).is_a?(Net::HTTPOK)' $R"#,
     ),
