@@ -375,87 +375,79 @@ async fn sign_in(instance: &Instance) -> Result<Client> {
 /// SSH, PostgreSQL, Redis and MariaDB, as far as they are installed; the tools for which there is no server.
 async fn serve_everything(neighbour: &mut Neighbour, files: &Path) -> Result<BTreeSet<&'static str>> {
     let mut without = BTreeSet::new();
-    let path = |name: &str| -> Result<String> { Ok(files.join(name).to_str().context("a path in UTF-8")?.to_owned()) };
-    if skip::is_installed("sshd") {
-        for (name, kind) in [("key", "ed25519"), ("host", "ed25519")] {
-            must(Command::new("ssh-keygen").args(["-q", "-N", "", "-t", kind, "-f", &path(name)?]))?;
-        }
-        fs::create_dir_all("/run/sshd")?;
-        let [host, keys] = [
-            format!("HostKey={}", path("host")?),
-            format!("AuthorizedKeysFile={}", path("key.pub")?),
-        ];
-        let options = [
-            host.as_str(),
-            &keys,
-            "StrictModes=no",
-            "UsePAM=no",
-            "PermitRootLogin=prohibit-password",
-        ];
-        let mut command = vec!["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-p", "22"];
-        command.extend(options.iter().flat_map(|option| ["-o", option]));
-        neighbour.also(22, &command).await?;
-    } else {
-        fs::write(files.join("key"), "")?;
+    if !serve_ssh(neighbour, files).await? {
         without.extend(["ssh", "git (SSH)"]);
     }
-    let data = path("pg")?;
-    // As nobody: PostgreSQL refuses to be root.
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    if skip::is_installed("initdb") && skip::is_installed("postgres") {
-        fs::create_dir(&data)?;
-        must(Command::new("chown").args(["65534:65534", &data]))?;
-        let init = ["initdb", "-D", &data, "-U", "postgres", "-A", "trust", "-N"];
-        must(Command::new(nobody[0]).args(&nobody[1..]).args(init))?;
-        fs::write(Path::new(&data).join("pg_hba.conf"), "host all all all trust\n")?;
-        let serve = [
-            "postgres",
-            "-D",
-            &data,
-            "-c",
-            "listen_addresses=*",
-            "-c",
-            "unix_socket_directories=",
-        ];
-        neighbour.also(5432, &[&nobody[..], &serve[..]].concat()).await?;
-    } else {
+    if !serve_postgres(neighbour, files).await? {
         without.insert("psql");
     }
     if skip::is_installed("redis-server") {
-        let serve = [
-            "redis-server",
-            "--bind",
-            "0.0.0.0",
-            "--protected-mode",
-            "no",
-            "--save",
-            "",
-            "--dir",
-            &path("")?,
-        ]
-        .map(str::to_owned);
-        neighbour.also(6379, &serve.each_ref().map(String::as_str)).await?;
+        let serve = "redis-server --bind 0.0.0.0 --protected-mode no --dir";
+        let directory = path(files, "")?;
+        let command: Vec<_> = serve.split(' ').chain([directory.as_str(), "--save", ""]).collect();
+        neighbour.also(6379, &command).await?;
     } else {
         without.insert("redis-cli");
     }
     if skip::is_installed("mariadbd") && skip::is_installed("mariadb-install-db") {
-        let data = format!("--datadir={}", path("maria")?);
+        let data = format!("--datadir={}", path(files, "maria")?);
         must(Command::new("mariadb-install-db").args(["--no-defaults", "--user=root", "--skip-test-db", &data]))?;
-        let socket = format!("--socket={}", path("maria.sock")?);
-        let serve = [
-            "mariadbd",
-            "--no-defaults",
-            "--user=root",
-            "--skip-grant-tables",
-            "--skip-networking=0",
-            &data,
-            &socket,
-        ];
-        neighbour.also(3306, &serve).await?;
+        let socket = format!("--socket={}", path(files, "maria.sock")?);
+        let serve = "mariadbd --no-defaults --user=root --skip-grant-tables --skip-networking=0";
+        let command: Vec<_> = serve.split(' ').chain([data.as_str(), &socket]).collect();
+        neighbour.also(3306, &command).await?;
     } else {
         without.insert("mysql");
     }
     Ok(without)
+}
+
+/// For root, whose key is the file `key`, empty where there is no server.
+async fn serve_ssh(neighbour: &mut Neighbour, files: &Path) -> Result<bool> {
+    if !skip::is_installed("sshd") {
+        fs::write(files.join("key"), "")?;
+        return Ok(false);
+    }
+    for name in ["key", "host"] {
+        must(Command::new("ssh-keygen").args(["-q", "-N", "", "-t", "ed25519", "-f", &path(files, name)?]))?;
+    }
+    fs::create_dir_all("/run/sshd")?;
+    let [host, keys] = [
+        format!("HostKey={}", path(files, "host")?),
+        format!("AuthorizedKeysFile={}", path(files, "key.pub")?),
+    ];
+    let options = "StrictModes=no UsePAM=no PermitRootLogin=prohibit-password";
+    let mut command = vec!["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-p", "22"];
+    command.extend(
+        options
+            .split(' ')
+            .chain([host.as_str(), &keys])
+            .flat_map(|it| ["-o", it]),
+    );
+    neighbour.also(22, &command).await?;
+    Ok(true)
+}
+
+/// As nobody: it refuses to be root.
+async fn serve_postgres(neighbour: &mut Neighbour, files: &Path) -> Result<bool> {
+    if !skip::is_installed("initdb") || !skip::is_installed("postgres") {
+        return Ok(false);
+    }
+    let data = path(files, "pg")?;
+    fs::create_dir(&data)?;
+    must(Command::new("chown").args(["65534:65534", &data]))?;
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let init = ["initdb", "-D", &data, "-U", "postgres", "-A", "trust", "-N"];
+    must(Command::new(nobody[0]).args(&nobody[1..]).args(init))?;
+    fs::write(Path::new(&data).join("pg_hba.conf"), "host all all all trust\n")?;
+    let settings = ["-c", "listen_addresses=*", "-c", "unix_socket_directories="];
+    let serve = [&nobody[..], &["postgres", "-D", &data], &settings].concat();
+    neighbour.also(5432, &serve).await?;
+    Ok(true)
+}
+
+fn path(files: &Path, name: &str) -> Result<String> {
+    Ok(files.join(name).to_str().context("a path in UTF-8")?.to_owned())
 }
 
 fn must(command: &mut Command) -> Result<()> {
