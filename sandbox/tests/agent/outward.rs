@@ -360,6 +360,30 @@ async fn a_flood_of_names_is_bounded_and_keeps_the_agent_from_nothing() {
     until(async || !net.ask("late.example.com", TYPE::A.into()).await.1.is_empty()).await;
 }
 
+/// Whether a process has a socket on port 53.
+fn resolves(pid: u32) -> bool {
+    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let links: Vec<_> = links.filter_map(|fd| std::fs::read_link(fd.path()).ok()).collect();
+    let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/udp")).unwrap();
+    // `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …`
+    sockets.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let inode = fields.get(9).map(|inode| format!("socket:[{inode}]"));
+        fields.get(1).is_some_and(|at| at.ends_with(":0035"))
+            && inode.is_some_and(|inode| links.iter().any(|link| link.as_os_str() == inode.as_str()))
+    })
+}
+
+#[tokio::test]
+async fn in_development_mode_nobody_resolves() {
+    let (development, _link) = Sandbox::ready().await;
+    assert!(!resolves(development.agent.id()));
+    let Some((contained, _link)) = sandbox().await else {
+        return;
+    };
+    assert!(resolves(agent(&contained)), "in a container the agent does");
+}
+
 #[tokio::test]
 #[ignore = "slow"]
 async fn a_name_that_nobody_uses_gives_its_ports_back_within_a_minute() {
