@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{Agent, Place, Ports};
 use crate::reaper::kill_group;
-use crate::{link, log};
+use crate::{link, log, outward};
 
 /// From SIGTERM to SIGKILL for everything in the sandbox; the runtime kills the agent itself after 10 s.
 const GRACE: Duration = Duration::from_secs(8);
@@ -45,6 +45,9 @@ async fn live(clock: fn() -> Timestamp, random: fn() -> [u8; 16]) -> io::Result<
     std::fs::create_dir_all(&place.agent)?;
     let ports = Ports::bind(&place)?;
     let agent = Agent::new(place, ports, clock, random);
+    if !agent.place.is_dev() {
+        outward::start(&agent.ports).await?;
+    }
     tokio::spawn(agent.reaper.clone().run(sigchld));
     tokio::spawn(link::run(Arc::clone(&agent)));
     tokio::select! {

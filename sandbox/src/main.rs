@@ -14,6 +14,7 @@ mod exec;
 mod init;
 mod link;
 mod log;
+mod outward;
 mod process;
 mod reaper;
 mod report;

@@ -174,8 +174,8 @@ pub const FILES: [&str; 4] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname",
 pub fn file(path: &str, hostname: &str) -> String {
     match path {
         "/etc/hosts" => format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n"),
-        // Nothing listens there: names are resolved by whoever makes the connection, the egress proxy.
-        "/etc/resolv.conf" => "nameserver 127.0.0.1\noptions attempts:1 timeout:1\n".to_owned(),
+        // The agent, which asks nobody: names are resolved by whoever makes the connection, the egress proxy.
+        "/etc/resolv.conf" => "nameserver 127.0.0.53\noptions attempts:3 timeout:1\n".to_owned(),
         "/etc/hostname" => format!("{hostname}\n"),
         _ => String::new(),
     }

@@ -70,6 +70,7 @@ contained!(
         no_address_of_the_host_is_reachable,
         another_sandbox_is_out_of_reach,
         a_call_comes_from_the_sandbox_whose_connection_it_is,
+        a_name_leads_to_the_gateway_and_asking_for_it_to_nobody,
         no_command_line_or_environment_holds_the_nonce,
         processes_have_the_documented_confinement,
         a_weakened_container_is_killed,
@@ -86,6 +87,7 @@ contained!(
     podman_apart {
         the_host_of_the_default_network_is_unreachable,
         the_metadata_service_is_unreachable,
+        no_protocol_leads_out_by_itself,
     }
     podman_on_btrfs {
         forbidden_system_calls_are_refused,

@@ -20,7 +20,7 @@ mount -t proc proc /proc
 cp $AGENT /run/sudo
 exec env -i $AGENT agent";
 
-async fn sandbox() -> Option<(Sandbox, Link)> {
+pub async fn sandbox() -> Option<(Sandbox, Link)> {
     let flags = [
         "--mount",
         "--pid",
@@ -60,13 +60,13 @@ fn skipped(reason: &str) {
 }
 
 /// PID 1, seen from here.
-fn agent(sandbox: &Sandbox) -> u32 {
+pub fn agent(sandbox: &Sandbox) -> u32 {
     let id = sandbox.agent.id();
     let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
     children.trim().parse().unwrap()
 }
 
-async fn sh(sandbox: &Sandbox, script: &str) -> String {
+pub async fn sh(sandbox: &Sandbox, script: &str) -> String {
     let result = sandbox.exec(json!({"command": ["bash", "-c", script]})).await;
     assert_eq!(result.exit.exit_code, 0, "{}", result.stderr);
     result.stdout

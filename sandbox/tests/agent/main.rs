@@ -4,6 +4,7 @@
 mod confinement;
 mod exec;
 mod link;
+mod outward;
 mod sandbox;
 mod sudo;
 mod tasks;

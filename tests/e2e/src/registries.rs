@@ -19,6 +19,9 @@ pub const PIP: &str = "pip config list; python3 -c 'from pip._internal.models.in
 pub const CARGO: &str = "cd $(mktemp -d) && cargo init -q --name a && echo 'itoa = \"1\"' >> Cargo.toml; \
                          CARGO_HTTP_DEBUG=true CARGO_LOG=network=debug cargo fetch 2>&1 | sed -n 's|.*CONNECT |https://|p'";
 
+/// Every one of them.
+pub const ALL: [&str; 4] = [APT, NPM, PIP, CARGO];
+
 /// The addresses of the servers that these tools, asked in dev, name, as this machine resolves them.
 pub async fn networks(client: &Client, tools: &[&str]) -> Result<Vec<String>> {
     let mut hosts = BTreeSet::new();

@@ -8,6 +8,12 @@ use std::path::Path;
 /// Whether `test` must be left out here; the reason is then in the log.
 pub fn cannot_run(test: &str) -> bool {
     let Some(reason) = obstacle() else { return false };
+    says(test, reason);
+    true
+}
+
+/// Tells whoever counts that something is left out.
+pub fn says(test: &str, reason: &str) {
     eprintln!("{test} is skipped: {reason}");
     if let Some(log) = std::env::var_os("CHOIR_SKIP_LOG") {
         let written = File::options()
@@ -17,7 +23,6 @@ pub fn cannot_run(test: &str) -> bool {
             .and_then(|mut file| writeln!(file, "{test}: {reason}"));
         written.expect("the skip log can be written");
     }
-    true
 }
 
 fn obstacle() -> Option<&'static str> {
@@ -36,7 +41,8 @@ fn obstacle() -> Option<&'static str> {
     .find_map(|(program, reason)| (!is_installed(program)).then_some(reason))
 }
 
-fn is_installed(program: &str) -> bool {
+/// Whether a program is there, for administrators or for everybody.
+pub fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let administrators = ["/usr/sbin", "/sbin"].map(|directory| Path::new(directory).to_owned());
     std::env::split_paths(&path)

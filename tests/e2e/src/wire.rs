@@ -50,6 +50,7 @@ impl Wire {
             &peer,
         ])?;
         ip(&["-n", &wire.name, "link", "set", &peer, "up"])?;
+        ip(&["-n", &wire.name, "link", "set", "lo", "up"])?;
         Ok(wire)
     }
 

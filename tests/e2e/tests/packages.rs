@@ -12,7 +12,7 @@ use choir_e2e::browser::Browser;
 use choir_e2e::instance::Instance;
 use choir_e2e::neighbour::Neighbour;
 use choir_e2e::person::{self, exec, run, workspace};
-use choir_e2e::registries::{self, APT, CARGO, NPM, PIP};
+use choir_e2e::registries;
 use choir_e2e::skip;
 use choir_e2e::waiting::{PATIENCE, step, until};
 use choir_e2e::wire::Wire;
@@ -30,8 +30,8 @@ async fn packages_install_inside_a_sandbox_and_stay_over_stop_start_and_swap() -
     let client = sign_in(&instance).await?;
     client.create_workspace(&workspace()).await?;
     step("start dev", person::start(&client, Slot::Dev)).await?;
-    let tools = [APT, NPM, PIP, CARGO];
-    let mut allowed = step("find the registries", registries::networks(&client, &tools)).await?;
+
+    let mut allowed = step("find the registries", registries::networks(&client, &registries::ALL)).await?;
     allowed.push(format!("{}/32", neighbour.wire.address));
     step("down and up again", async { instance.restart(&allowed) }).await?;
     // The client's old connection is found dead by being used.

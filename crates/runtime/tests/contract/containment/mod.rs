@@ -14,6 +14,7 @@ use crate::rig::{PATIENCE, Rig, await_seen, run, sh};
 mod bounds;
 mod calls;
 mod network;
+mod outward;
 mod planted;
 mod profile;
 mod strangers;
@@ -27,6 +28,7 @@ pub use network::{
     no_address_of_the_host_is_reachable, the_host_of_the_default_network_is_unreachable,
     the_metadata_service_is_unreachable,
 };
+pub use outward::{a_name_leads_to_the_gateway_and_asking_for_it_to_nobody, no_protocol_leads_out_by_itself};
 pub use planted::{
     a_device_node_on_the_volume_cannot_be_opened, a_file_capability_on_the_volume_gives_nothing,
     a_setuid_program_on_the_volume_gives_nothing,

@@ -122,7 +122,7 @@ pub async fn no_address_of_the_host_is_reachable(rig: &Rig) {
 }
 
 /// One more for the loopback interface of the thread's network.
-fn add_address(address: &str) {
+pub fn add_address(address: &str) {
     let add = ["ip", "addr", "add", address, "dev", "lo"];
     assert!(
         Command::new("busybox").args(add).status().unwrap().success(),
@@ -198,7 +198,7 @@ async fn serve_metadata(listener: TcpListener, arrivals: Arc<AtomicUsize>) {
 }
 
 /// Packets that arrived on the loopback interface of the thread's network.
-fn packets() -> u64 {
+pub fn packets() -> u64 {
     let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
     let received = devices.lines().find_map(|l| l.trim().strip_prefix("lo:")).unwrap();
     received.split_whitespace().nth(1).unwrap().parse().unwrap()
