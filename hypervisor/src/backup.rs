@@ -10,11 +10,12 @@ use std::sync::Arc;
 use age::{Decryptor, Encryptor, Identity, IdentityFile, Recipient};
 use anyhow::{Context as _, bail, ensure};
 use choir_store::{AuditEvent, Store, admit_copy};
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 
 use crate::config::Config;
 use crate::keys;
-use crate::random::{OsRandom, Random};
+use crate::random::{OsRandom, Random, draw};
 
 /// Removes a file that is not wanted any more, whatever happens.
 struct Doomed(PathBuf);
@@ -22,6 +23,58 @@ struct Doomed(PathBuf);
 impl Drop for Doomed {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A file that a backup is at work on, under a name of its own; locked for as long, so that another backup can tell it
+/// from one that was left behind by a backup that was killed.
+struct Part {
+    file: Doomed,
+    _lock: File,
+}
+
+impl Part {
+    const END: &str = ".part";
+
+    /// A new one in this directory, after those left behind were removed.
+    fn new(directory: &Path, begin: &str) -> io::Result<Self> {
+        Self::remove_left_behind(directory, begin)?;
+        loop {
+            let name = HEXLOWER.encode(&draw::<8>(&OsRandom));
+            let path = directory.join(format!("{begin}{name}{}", Self::END));
+            let lock = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)?;
+            let file = Doomed(path);
+            lock.lock()?;
+            // Another backup may have taken it for one left behind before it was locked.
+            if file.0.exists() {
+                return Ok(Self { file, _lock: lock });
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        &self.file.0
+    }
+
+    fn remove_left_behind(directory: &Path, begin: &str) -> io::Result<()> {
+        for entry in fs::read_dir(directory)? {
+            let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+            let name = name.to_string_lossy();
+            if !(name.starts_with(begin) && name.ends_with(Self::END)) {
+                continue;
+            }
+            // Removed under the lock: who made it and waits for that finds it gone.
+            if let Ok(file) = File::open(&path)
+                && file.try_lock().is_ok()
+            {
+                let _ = fs::remove_file(&path);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -35,15 +88,15 @@ pub async fn backup(config: &Config, to: &Path, now: Timestamp) -> anyhow::Resul
     );
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     // In the clear beside the database only, where it is anyway; never where backups go.
-    let copy = Doomed(config.beside_store("backup.part"));
-    let _ = fs::remove_file(&copy.0);
-    Store::open_read_only(&config.store.path)?.copy_to(&copy.0).await?;
-    check_trail(config, &copy.0).await?;
+    let beside = config.beside_store(".");
+    let copy = Part::new(&beside, "backup").with_context(|| format!("cannot write into {}", beside.display()))?;
+    Store::open_read_only(&config.store.path)?.copy_to(copy.path()).await?;
+    check_trail(config, copy.path()).await?;
     let name = format!("choir-{}.db.age", now.strftime("%Y%m%dT%H%M%SZ"));
     let file = to.join(&name);
-    let part = Doomed(to.join(format!("{name}.part")));
-    encrypt(&copy.0, &part.0, &recipients).with_context(|| format!("cannot write {}", file.display()))?;
-    fs::rename(&part.0, &file).with_context(|| format!("cannot put {} in place", file.display()))?;
+    let part = Part::new(to, "choir-").with_context(|| format!("cannot write into {}", to.display()))?;
+    encrypt(copy.path(), part.path(), &recipients).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::rename(part.path(), &file).with_context(|| format!("cannot put {} in place", file.display()))?;
     sync_directory(to)?;
     Ok(file)
 }
@@ -102,7 +155,7 @@ fn identities(path: &Path) -> anyhow::Result<Vec<Box<dyn Identity + Send + Sync>
 
 fn encrypt(from: &Path, to: &Path, recipients: &[age::x25519::Recipient]) -> anyhow::Result<()> {
     let encryptor = Encryptor::with_recipients(recipients.iter().map(|one| one as &dyn Recipient))?;
-    let mut sealed = encryptor.wrap_output(BufWriter::new(new_private(to)?))?;
+    let mut sealed = encryptor.wrap_output(BufWriter::new(OpenOptions::new().write(true).open(to)?))?;
     io::copy(&mut File::open(from)?, &mut sealed)?;
     Ok(finish(sealed.finish()?)?)
 }

@@ -27,6 +27,7 @@ pub struct Config {
     pub egress: Egress,
     pub providers: Providers,
     pub backup: Backup,
+    pub audit: Audit,
     pub metrics: Metrics,
     pub log: Log,
 }
@@ -125,6 +126,13 @@ pub struct Backup {
     pub recipients: Vec<String>,
 }
 
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// How long rows of the audit trail are kept; 0 keeps them for ever.
+    pub keep_days: u32,
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
@@ -207,6 +215,13 @@ impl Default for StoreConfig {
     }
 }
 
+impl Default for Audit {
+    fn default() -> Self {
+        // A year and a month: a yearly look at the trail finds all of the year.
+        Self { keep_days: 400 }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self {
@@ -270,6 +285,11 @@ impl Config {
             schedule
                 .validate()
                 .map_err(|e| invalid(format!("[sandboxes] awake: {e}")))?;
+        }
+        if self.audit.keep_days > 36_500 {
+            return Err(invalid(
+                "[audit] keep_days must be at most 36500; 0 keeps rows for ever",
+            ));
         }
         if self.sandboxes.max_running == 0 {
             return Err(invalid("[sandboxes] max_running must be at least 1"));

@@ -29,6 +29,7 @@ async fn auth(config: &Config) -> anyhow::Result<Auth> {
     let store = store(config)?;
     let random: Arc<dyn Random> = Arc::new(OsRandom);
     let key = keys::load(&config.key_file(), &store, &random).await?;
+    store.settle_audit(SystemClock.now()).await?;
     Ok(Auth::new(auth_deps(
         config,
         store,
@@ -64,6 +65,7 @@ pub async fn rotate_key(config: Config) -> anyhow::Result<String> {
     let store = store(&config)?;
     // What is audited here belongs to the chain, too.
     keys::load(&file, &store, &random).await?;
+    store.settle_audit(SystemClock.now()).await?;
     let rotation = Rotation::new(store, KeyFile::new(&file), keys::fill(&random));
     let begun = rotation.begin().await?;
     let mut resealed = 0;

@@ -7,13 +7,13 @@ use anyhow::Context as _;
 use choir_broker::{Authorities, Fill, KeyFile, Vault, derive};
 use choir_store::Store;
 
-use crate::random::{Random, draw};
+use crate::random::Random;
 
 /// The vault and what is derived from the box's own key.
 pub struct Keys {
     pub vault: Vault,
-    /// Keys the hashes of recovery codes. While sealed it is of no use: codes cannot be checked, everything else goes on.
-    pub pepper: [u8; 32],
+    /// Keys the hashes of recovery codes; `None` while sealed, when codes can be neither made nor checked.
+    pub pepper: Option<[u8; 32]>,
     /// `None` while sealed.
     pub authorities: Option<Arc<Authorities>>,
 }
@@ -30,10 +30,7 @@ pub async fn load(path: &Path, store: &Store, random: &Arc<dyn Random>) -> anyho
     Ok(Keys {
         vault,
         authorities: own.as_ref().map(|own| Arc::new(Authorities::new(own))),
-        pepper: match &own {
-            Some(own) => derive(own, "choir recovery code pepper"),
-            None => draw(&**random),
-        },
+        pepper: own.as_ref().map(|own| derive(own, "choir recovery code pepper")),
     })
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use choir_hypervisor::clock::{Clock as _, SystemClock};
 use choir_hypervisor::config::{Config, LogFormat};
-use choir_hypervisor::{audit, backup, console, serve};
+use choir_hypervisor::{audit, backup, console, places, serve};
 use choir_store::AuditHead;
 use clap::{Parser, Subcommand};
 
@@ -83,6 +83,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    places::keep_memory_private()?;
     let fall_back = cli.config == *DEFAULT_CONFIG && !cli.config.exists();
     let (config, warnings) = if fall_back {
         let config = Config::default();

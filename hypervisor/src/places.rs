@@ -18,6 +18,19 @@ pub fn inherited_sockets() -> std::ops::Range<RawFd> {
     3..3 + i32::try_from(count).unwrap_or(0)
 }
 
+/// Keeps what this process has in memory to itself: it leaves no core dump, and only root may trace it or read its
+/// memory, not even other programs of its own user.
+pub fn keep_memory_private() -> anyhow::Result<()> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
+        .context("the kernel does not let this process keep its memory private")
+}
+
 /// How many client connections the descriptor limit allows: two descriptors each, and some kept for the database,
 /// sandboxes and the container service.
 pub fn most_connections() -> usize {

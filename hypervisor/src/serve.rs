@@ -56,6 +56,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         outside,
     } = parts;
     let key = keys::load(&config.key_file(), &store, &random).await?;
+    audit::begin(&store, clock.now()).await;
     let auth = Auth::new(auth_deps(&config, store.clone(), clock.clone(), random.clone(), &key))?;
     let answers = Arc::new(Answers::new(data_encoding::HEXLOWER.encode(&draw::<4>(&*random))));
     let forwarder = Arc::new(Forwarder::new(Arc::new(Doors(runtime.clone())), answers.clone()));
@@ -149,6 +150,7 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
         addresses: AddressPolicy { allow, own },
         outside: app.outside.clone(),
     });
+    tokio::spawn(gateway.clone().tell_repeats(app.stopping.clone()));
     tokio::spawn(gateway.run(from_inside));
     tokio::spawn(app.auth.clone().run());
     app.recover_deployments().await?;
@@ -191,6 +193,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     });
     let served = CancellationToken::new();
     let anchoring = tokio::spawn(audit::anchor(app.store.clone(), served.clone()));
+    let keep_days = config.audit.keep_days;
+    tokio::spawn(audit::keep(
+        app.store.clone(),
+        app.clock.clone(),
+        keep_days,
+        stop.clone(),
+    ));
     let serving = tokio::spawn(server.serve(listeners, stop.clone()));
     tokio::spawn(settle(app.clone(), stop.clone()));
     wait_for_signal().await?;

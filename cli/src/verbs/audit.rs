@@ -96,9 +96,10 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Failure> {
 }
 
 fn row(entry: &AuditEntry) -> Vec<String> {
-    let outcome = match entry.intent {
-        Some(intent) => format!("{} (of {intent})", entry.outcome),
-        None => entry.outcome.clone(),
+    let outcome = match (entry.intent, entry.times) {
+        (Some(intent), _) => format!("{} (of {intent})", entry.outcome),
+        (None, Some(times)) => format!("{} ({times} times)", entry.outcome),
+        (None, None) => entry.outcome.clone(),
     };
     vec![
         entry.id.to_string(),

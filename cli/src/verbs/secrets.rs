@@ -3,11 +3,10 @@
 
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 
-use choir_api::secrets::{PutSecret, SecretText};
+use choir_api::secrets::{DeletedSecret, PutSecret, SecretText};
 use choir_core::SecretName;
 use clap::Subcommand;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-use serde_json::json;
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -32,7 +31,7 @@ pub enum What {
         #[arg(long)]
         reveal: bool,
     },
-    /// Delete a secret; what uses it is refused from then on
+    /// Delete a secret and end its grants; what used it is refused from then on
     Rm { name: SecretName },
 }
 
@@ -67,9 +66,24 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
             ctx.show(&stored, || format!("{name} is stored, version {}.", stored.version))
         }
         Some(What::Rm { name }) => {
-            ctx.client()?.delete_secret(name).await?;
-            ctx.show(&json!({ "name": name }), || format!("{name} is deleted."))
+            let deleted = ctx.client()?.delete_secret(name).await?;
+            ctx.show(&deleted, || said(&deleted))
         }
+    }
+}
+
+fn said(deleted: &DeletedSecret) -> String {
+    let ended = deleted.ended_grants.iter();
+    let ended: Vec<String> = ended
+        .map(|grant| format!("{} ({}/{})", grant.capability, grant.workspace, grant.slot))
+        .collect();
+    match ended.as_slice() {
+        [] => format!("{} is deleted.", deleted.name),
+        ended => format!(
+            "{} is deleted, and its grants have ended: {}. A new secret of this name needs new ones (`choir grants add`).",
+            deleted.name,
+            ended.join(", ")
+        ),
     }
 }
 

@@ -20,6 +20,9 @@ pub struct AuditEntry {
     /// Which intent this is the outcome of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intent: Option<i64>,
+    /// How many events this row stands for, where that is not one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<u64>,
 }
 
 /// Which rows to read; newest first.

@@ -8,6 +8,8 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::grants::Grant;
+
 /// `PUT /me/secrets/{name}`.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +32,14 @@ pub struct Secret {
     /// To the minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Timestamp>,
+}
+
+/// The answer to `DELETE /me/secrets/{name}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeletedSecret {
+    pub name: SecretName,
+    /// Those that named it: a secret of the same name needs new ones.
+    pub ended_grants: Vec<Grant>,
 }
 
 /// The text of a secret on its way in. It is wiped when it goes, and no error about it repeats any of it.

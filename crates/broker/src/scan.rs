@@ -13,6 +13,9 @@ use crate::{SecretValue, inject};
 /// The shortest secret that can be looked for: a shorter one would be found by chance.
 pub const SHORTEST: usize = 8;
 
+/// The longest secret that is looked for: the search is made anew for each call, in time and memory that grow with it.
+pub const LONGEST: usize = 4096;
+
 /// The secret, or a form of it, is in the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the answer contains the secret that was sent with the request")]
@@ -30,10 +33,10 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// `None` for a secret under [`SHORTEST`] bytes.
+    /// `None` for a secret under [`SHORTEST`] or over [`LONGEST`] bytes.
     pub fn new(secret: &SecretValue) -> Option<Self> {
         let secret = secret.expose();
-        if secret.len() < SHORTEST {
+        if !(SHORTEST..=LONGEST).contains(&secret.len()) {
             return None;
         }
         let forms = forms(secret);
@@ -282,9 +285,11 @@ mod tests {
     }
 
     #[test]
-    fn a_short_secret_cannot_be_looked_for() {
-        assert!(Scanner::new(&SecretValue::new(b"1234567".to_vec())).is_none());
-        assert!(Scanner::new(&SecretValue::new(b"12345678".to_vec())).is_some());
+    fn a_secret_that_is_too_short_or_too_long_cannot_be_looked_for() {
+        for (length, can) in [(7, false), (8, true), (LONGEST, true), (LONGEST + 1, false)] {
+            let secret: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            assert_eq!(Scanner::new(&SecretValue::new(secret)).is_some(), can, "{length}");
+        }
     }
 
     proptest! {

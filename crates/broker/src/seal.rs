@@ -98,3 +98,38 @@ fn associated(key: &Key, place: Place<'_>) -> Vec<u8> {
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::keys::Keyring;
+
+    const PLACE: Place<'_> = Place {
+        table: "secrets",
+        user: "u",
+        row: "r",
+        version: 1,
+        flag: false,
+    };
+
+    /// G15, short of the database: two minutes, and 240 MB for the nonces.
+    #[test]
+    #[ignore = "slow"]
+    fn of_the_nonces_of_ten_million_values_none_comes_twice() {
+        const VALUES: usize = 10_000_000;
+        let random: Fill = Arc::new(|bytes| getrandom::fill(bytes).unwrap());
+        let key = Keyring::new(&random).first().clone();
+        let sealed = |_| -> [u8; 24] { seal(&key, PLACE, b"value", &random)[NONCE].try_into().unwrap() };
+        let mut nonces: Vec<_> = (0..VALUES).map(sealed).collect();
+        let repeated = |nonces: &mut Vec<[u8; 24]>| {
+            nonces.sort_unstable();
+            nonces.windows(2).filter(|pair| pair[0] == pair[1]).count()
+        };
+        assert_eq!((nonces.len(), repeated(&mut nonces)), (VALUES, 0));
+        // The control: a single one that comes twice among them is noticed.
+        nonces[0] = nonces[VALUES / 2];
+        assert_eq!(repeated(&mut nonces), 1);
+    }
+}

@@ -8,7 +8,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use choir_core::{SecretName, UserId};
-use choir_store::{AuditEvent, DataKey, KeyIdBytes, NewSecret, SealedKey, Secret, Store};
+use choir_store::{AuditEvent, DataKey, Grant, KeyIdBytes, NewSecret, SealedKey, Secret, Store};
 use jiff::Timestamp;
 
 use crate::keys::{Fill, Key, KeyFile, KeyFileError, Keyring};
@@ -176,11 +176,11 @@ impl Vault {
         }
     }
 
-    /// Deletes a secret and its ciphertext.
+    /// Deletes a secret, its ciphertext and its grants; the grants that ended so.
     ///
     /// # Errors
     /// Sealed, not found, or the database failed.
-    pub async fn delete(&self, user: &UserId, name: &SecretName, event: AuditEvent) -> Result<(), VaultError> {
+    pub async fn delete(&self, user: &UserId, name: &SecretName, event: AuditEvent) -> Result<Vec<Grant>, VaultError> {
         self.unsealed()?;
         Ok(self.0.store.delete_secret(user.clone(), name.clone(), event).await?)
     }

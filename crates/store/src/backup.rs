@@ -35,6 +35,7 @@ pub fn admit_copy(path: &Path, event: &AuditEvent) -> Result<()> {
     let change = copy.transaction()?;
     change.execute("UPDATE users SET auth_epoch = auth_epoch + 1", [])?;
     audit::append(&change, event)?;
+    audit::Chain::default().extend(&change)?;
     change.commit()?;
     Ok(())
 }

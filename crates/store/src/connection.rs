@@ -8,6 +8,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
 
 use crate::audit::{Alarm, Chain};
+use crate::log::Log;
 use crate::{Error, Result};
 
 /// Migrations in order; the schema version is how many were applied.
@@ -16,7 +17,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002_secrets.sql"),
     include_str!("migrations/0003_audit_chain.sql"),
     include_str!("migrations/0004_grants.sql"),
-    include_str!("migrations/0005_providers.sql"),
+    include_str!("migrations/0005_audit_tail.sql"),
+    include_str!("migrations/0006_providers.sql"),
 ];
 
 /// Jobs that one commit may carry, so that the first does not wait for an endless queue.
@@ -28,8 +30,8 @@ type Job = Box<dyn FnOnce(&Connection) -> Box<dyn FnOnce(Option<Error>) + Send> 
 enum Write {
     /// Part of the next commit.
     Commit(Job),
-    /// Empty the log once everything before is committed; answers whether that was possible.
-    TruncateLog(oneshot::Sender<rusqlite::Result<bool>>),
+    /// Empty the log once everything before is committed; answers whether that was possible soon.
+    TruncateLog(oneshot::Sender<bool>),
 }
 
 /// A handle on the database; clones share it. Dropping the last one ends its threads.
@@ -52,7 +54,7 @@ pub(crate) fn open(path: &Path) -> Result<Store> {
         tighten(&with_suffix(path, suffix))?;
     }
     let reader = connect(path)?;
-    run(writer, reader)
+    run(writer, reader, Log::new(true))
 }
 
 /// Opens and checks; changes nothing.
@@ -65,15 +67,17 @@ pub(crate) fn open_read_only(path: &Path) -> Result<Store> {
         return Err(Error::Open(text.into()));
     }
     let reader = connect_read_only(path)?;
-    run(writer, reader)
+    run(writer, reader, Log::new(false))
 }
 
-fn run(writer: Connection, reader: Connection) -> Result<Store> {
+fn run(writer: Connection, reader: Connection, log: Log) -> Result<Store> {
     let (writes, write_jobs) = mpsc::channel();
     let (reads, read_jobs) = mpsc::channel();
     let chain = Chain::default();
     let writers_chain = chain.clone();
-    spawn("store-write", move || write_loop(&writer, &writers_chain, &write_jobs))?;
+    spawn("store-write", move || {
+        write_loop(&writer, &writers_chain, log, &write_jobs)
+    })?;
     spawn("store-read", move || read_loop(&reader, &read_jobs))?;
     Ok(Store {
         writes,
@@ -123,16 +127,13 @@ impl Store {
 
     /// Takes what was replaced or deleted out of the write-ahead log: its pages go to the database, where
     /// `secure_delete` has overwritten them, and the log is emptied. A reader in another process may hold the log for
-    /// longer than is waited; then the next call, or the next start, empties it.
+    /// longer than is waited; it is emptied once that is gone, or at the next start.
     pub(crate) async fn truncate_log(&self) {
         let (answer, wait) = oneshot::channel();
         let _ = self.writes.send(Write::TruncateLog(answer));
-        match wait.await {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) => tracing::warn!("the database's log is in use: old ciphertext stays in it until later"),
-            Ok(Err(error)) => tracing::error!(%error, "the database's log cannot be emptied"),
-            // The store is being closed, which empties the log.
-            Err(_) => {}
+        // Without an answer the store is being closed, which empties the log.
+        if wait.await == Ok(false) {
+            tracing::warn!("the database's log is in use: old ciphertext stays in it until its reader is gone");
         }
     }
 
@@ -158,15 +159,27 @@ fn in_savepoint<T>(connection: &Connection, job: impl FnOnce(&Connection) -> Res
     Ok(value)
 }
 
-fn write_loop(connection: &Connection, chain: &Chain, writes: &mpsc::Receiver<Write>) {
-    while let Ok(write) = writes.recv() {
-        let mut next = Some(write);
+fn write_loop(connection: &Connection, chain: &Chain, mut log: Log, writes: &mpsc::Receiver<Write>) {
+    log.attempt(connection);
+    loop {
+        let next = match log.pause() {
+            None => writes.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+            Some(pause) => writes.recv_timeout(pause),
+        };
+        let mut next = match next {
+            Ok(write) => Some(write),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                log.attempt(connection);
+                continue;
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        };
         if let Some(Write::Commit(first)) = next {
             next = commit_group(connection, chain, first, writes);
+            log.after_commit(connection);
         }
         if let Some(Write::TruncateLog(answer)) = next {
-            let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
-            let _ = answer.send(busy.map(|busy| !busy));
+            log.empty(connection, answer);
         }
     }
 }
@@ -341,7 +354,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("choir.db");
         create_private(&path).unwrap();
-        let (connection, other) = (connect(&path).unwrap(), connect(&path).unwrap());
+        let (mut connection, other) = (connect(&path).unwrap(), connect(&path).unwrap());
+        migrate(&mut connection).unwrap();
         connection
             .execute_batch("CREATE TABLE t (x); PRAGMA busy_timeout = 0")
             .unwrap();

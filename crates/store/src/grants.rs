@@ -98,7 +98,7 @@ const REQUESTS: &str =
 
 impl Store {
     /// Makes a grant, and closes the request for it. One that has expired makes room; `Exists` when the slot has this
-    /// capability already.
+    /// capability already, `NotFound` when the secret is gone.
     pub async fn add_grant(&self, new: NewGrant, event: AuditEvent) -> Result<Grant> {
         self.write(move |c| {
             let (workspace, slot, capability) = (new.workspace.as_str(), new.slot.as_str(), new.capability.as_str());
@@ -112,9 +112,11 @@ impl Store {
                     "this workspace has 200 grants, which is the most; delete one first",
                 ));
             }
-            c.execute(
+            // In the same step as the grant, so that none is left over from a secret that is deleted meanwhile.
+            let made = c.execute(
                 "INSERT INTO grants (id, workspace_id, slot, capability, secret, rule, created_at, expires_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                 SELECT ?1, w.id, ?3, ?4, s.name, ?6, ?7, ?8
+                 FROM workspaces w JOIN secrets s ON s.user_id = w.user_id WHERE w.id = ?2 AND s.name = ?5",
                 params![
                     new.id.as_str(),
                     workspace,
@@ -126,6 +128,9 @@ impl Store {
                     new.expires_at.map(millis)
                 ],
             )?;
+            if made == 0 {
+                return Err(Error::NotFound);
+            }
             c.execute(
                 "DELETE FROM grant_requests
                  WHERE workspace_id = ?1 AND slot = ?2 AND kind = 'capability' AND subject = ?3",
@@ -195,15 +200,24 @@ impl Store {
         .await
     }
 
-    /// Records that something was refused, and, where its owner can lift that, puts it before them.
-    pub async fn record_refusal(&self, event: AuditEvent, request: Option<NewRequest>) -> Result<()> {
+    /// Records that something was refused, unless that was recorded just before, and, where its owner can lift that,
+    /// puts it before them.
+    pub async fn record_refusal(&self, event: Option<AuditEvent>, request: Option<NewRequest>) -> Result<()> {
+        if event.is_none() && request.is_none() {
+            return Ok(());
+        }
         self.write(move |c| {
             if let Some(request) = &request {
                 ask(c, request)?;
             }
-            audit::append(c, &event)
+            event.map_or(Ok(()), |event| audit::append(c, &event))
         })
         .await
+    }
+
+    /// Records an event that happened several times, in one row.
+    pub async fn record_repeats(&self, event: AuditEvent, times: u64) -> Result<()> {
+        self.write(move |c| audit::append_times(c, &event, times)).await
     }
 
     /// What a user's sandboxes asked for, newest first; without what has expired.
@@ -326,6 +340,38 @@ fn ask(c: &Connection, new: &NewRequest) -> Result<()> {
         MOST_REQUESTS
     ])?;
     Ok(())
+}
+
+/// Ends the grants of a secret that was just deleted, each with a row beside the deletion's own.
+pub(crate) fn end_of_secret(
+    c: &Connection,
+    of: &UserId,
+    secret: &SecretName,
+    event: &AuditEvent,
+) -> Result<Vec<Grant>> {
+    let sql = format!("{GRANTS} WHERE w.user_id = ?1 AND g.secret = ?2 ORDER BY w.name, g.slot, g.capability");
+    let ended = grants(c, &sql, [of.as_str(), secret.as_str()])?;
+    for grant in &ended {
+        c.execute("DELETE FROM grants WHERE id = ?1", [grant.id.as_str()])?;
+        let Grant {
+            id,
+            workspace_name,
+            slot,
+            capability,
+            ..
+        } = grant;
+        let subject = format!("{workspace_name}/{slot} {capability} {id}");
+        let action = "grant.delete";
+        audit::append(
+            c,
+            &AuditEvent {
+                action,
+                subject,
+                ..event.clone()
+            },
+        )?;
+    }
+    Ok(ended)
 }
 
 fn grants<P: rusqlite::Params>(c: &Connection, sql: &str, params: P) -> Result<Vec<Grant>> {

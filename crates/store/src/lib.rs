@@ -9,6 +9,7 @@ mod backup;
 mod connection;
 mod deployments;
 mod grants;
+mod log;
 mod releases;
 mod row;
 mod sandboxes;
@@ -16,7 +17,7 @@ mod secrets;
 mod usage;
 mod workspaces;
 
-pub use audit::{AuditEvent, AuditFilter, AuditHead, AuditId, AuditRow, AuditVerdict, BadRow, Fault, NotAHead};
+pub use audit::{AuditEvent, AuditFilter, AuditHead, AuditId, AuditRow, AuditVerdict, BadRow, Fault, NotAHead, Pruned};
 pub use auth::*;
 pub use backup::admit_copy;
 pub use connection::Store;

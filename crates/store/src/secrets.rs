@@ -5,6 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::audit::{self, AuditEvent};
+use crate::grants::{self, Grant};
 use crate::row::{maybe_time, millis, parsed, time};
 use crate::{Error, Result, Store};
 
@@ -245,21 +246,24 @@ impl Store {
         .await
     }
 
-    /// Deletes a secret; its ciphertext is gone from the database and its log when this returns. `NotFound` when the
-    /// user has none of this name.
-    pub async fn delete_secret(&self, of: UserId, name: SecretName, event: AuditEvent) -> Result<()> {
-        self.write(move |c| {
-            match c.execute(
-                "DELETE FROM secrets WHERE user_id = ?1 AND name = ?2",
-                params![of.as_str(), name.as_str()],
-            )? {
-                0 => Err(Error::NotFound),
-                _ => audit::append(c, &event),
-            }
-        })
-        .await?;
+    /// Deletes a secret and ends its grants, each with a row of its own, so that none comes back with another secret of
+    /// this name; those grants. The ciphertext is gone from the database when this returns, and from its log unless
+    /// another process reads it. `NotFound` when the user has none of this name.
+    pub async fn delete_secret(&self, of: UserId, name: SecretName, event: AuditEvent) -> Result<Vec<Grant>> {
+        let ended = self
+            .write(move |c| {
+                match c.execute(
+                    "DELETE FROM secrets WHERE user_id = ?1 AND name = ?2",
+                    params![of.as_str(), name.as_str()],
+                )? {
+                    0 => Err(Error::NotFound),
+                    _ => audit::append(c, &event),
+                }?;
+                grants::end_of_secret(c, &of, &name, &event)
+            })
+            .await?;
         self.truncate_log().await;
-        Ok(())
+        Ok(ended)
     }
 
     /// Notes that a secret was used.

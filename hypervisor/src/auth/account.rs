@@ -102,7 +102,7 @@ pub(super) async fn recovery_codes(State(auth): State<Auth>, caller: Caller) -> 
 /// Makes a new set; the old codes are worth nothing from then on.
 pub(super) async fn new_recovery_codes(State(auth): State<Auth>, caller: Caller) -> ApiResult<Json<Value>> {
     auth.fresh(&caller)?;
-    let (codes, hashes) = secret::recovery_codes(auth.random(), &auth.0.pepper);
+    let (codes, hashes) = secret::recovery_codes(auth.random(), auth.pepper()?);
     let made = caller.event("recovery.codes", caller.user.id.as_str(), auth.now());
     auth.0
         .store

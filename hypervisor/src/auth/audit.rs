@@ -56,11 +56,13 @@ pub(super) async fn own(
         let message = "These are your own events; an admin asks /admin/audit for those of a user.";
         return Err(ApiError::bad_request("bad_query", message));
     }
-    auth.events(Some(caller.user.id.clone()), &headers, events).await
+    auth.events(&caller, Some(caller.user.id.clone()), &headers, events)
+        .await
 }
 
 pub(super) async fn everybodys(
     State(auth): State<Auth>,
+    caller: Caller,
     headers: HeaderMap,
     Query(events): Query<Events>,
 ) -> ApiResult<Response> {
@@ -75,12 +77,18 @@ pub(super) async fn everybodys(
         ),
         None => None,
     };
-    auth.events(user, &headers, events).await
+    auth.events(&caller, user, &headers, events).await
 }
 
 impl Auth {
-    /// Newest first; everybody's when no user is given.
-    async fn events(&self, user: Option<UserId>, headers: &HeaderMap, wanted: Events) -> ApiResult<Response> {
+    /// Newest first; everybody's when no user is given. An export of them all needs a fresh assertion.
+    async fn events(
+        &self,
+        caller: &Caller,
+        user: Option<UserId>,
+        headers: &HeaderMap,
+        wanted: Events,
+    ) -> ApiResult<Response> {
         let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
         let lines = match wanted.format {
             Some(format) => format == Format::Jsonl,
@@ -101,6 +109,7 @@ impl Auth {
         };
         let store = self.0.store.clone();
         if lines {
+            self.confirm(caller)?;
             return Ok(([(header::CONTENT_TYPE, JSON_LINES)], export(store, filter)).into_response());
         }
         let limit = filter.limit as usize;

@@ -72,8 +72,8 @@ pub struct AuthDeps {
     /// The exact control host.
     pub rp_id: String,
     pub hosts: Hosts,
-    /// The key under which recovery codes are hashed.
-    pub pepper: [u8; 32],
+    /// The key under which recovery codes are hashed; `None` while the master key is missing.
+    pub pepper: Option<[u8; 32]>,
     pub session_idle: SignedDuration,
     pub session_absolute: SignedDuration,
     pub registration: RegistrationMode,
@@ -99,7 +99,7 @@ struct Inner {
     random: Arc<dyn Random>,
     origin: String,
     hosts: Hosts,
-    pepper: [u8; 32],
+    pepper: Option<[u8; 32]>,
     session_absolute: SignedDuration,
     registration: RegistrationMode,
     webauthn: Webauthn,
@@ -352,6 +352,15 @@ impl Auth {
             Credential::Session(_) => self.fresh(caller).map(drop),
             Credential::Token(_) => Ok(()),
         }
+    }
+
+    /// What recovery codes are hashed with. Without it none is made, since it could never be used, and none is checked.
+    fn pepper(&self) -> ApiResult<&[u8; 32]> {
+        self.0.pepper.as_ref().ok_or_else(|| {
+            let message = "The server's master key is missing, so recovery codes can be neither made nor used; ask the \
+                           operator to put the key file back. Passkeys and recovery links work.";
+            ApiError::unavailable("sealed", message)
+        })
     }
 
     fn limit_starts(&self, peer: PeerAddr) -> ApiResult<()> {

@@ -45,7 +45,7 @@ pub(super) async fn recover(
             let name = username.chars().take(64).collect();
             RecoveryTry::Code {
                 name,
-                hash: secret::recovery_hash(&auth.0.pepper, &code),
+                hash: secret::recovery_hash(auth.pepper()?, &code),
             }
         }
         Try::Link { link } => RecoveryTry::Link {

@@ -76,6 +76,8 @@ pub(super) async fn finish(
 
 impl Auth {
     async fn begin_new_user(&self, start: Start) -> ApiResult<(CreationChallengeResponse, Purpose)> {
+        // Who registers gets recovery codes.
+        self.pepper()?;
         let name: Name = start
             .username
             .parse()
@@ -149,7 +151,7 @@ impl Auth {
         agent: String,
     ) -> ApiResult<Response> {
         let passkey = self.finish_creation(&finish.credential, state, draft.passkey_name)?;
-        let (codes, hashes) = secret::recovery_codes(self.random(), &self.0.pepper);
+        let (codes, hashes) = secret::recovery_codes(self.random(), self.pepper()?);
         let (cookie, session) = self.new_session(&draft.id, agent);
         let registration = Registration {
             at: self.now(),

@@ -72,9 +72,7 @@ impl Outlet {
     ) -> Result<Response<Body>, Refusal> {
         let program = request.extensions_mut().remove::<OnUpgrade>();
         let what = format!("{} {} {host}", grant.capability, request.method());
-        let intent = self.intent(standing, ACTION, &what).await?;
-        let deps = &self.gateway.deps;
-        let receipt = Receipt::new(deps.store.clone(), deps.clock.clone(), intent);
+        let receipt = self.receipt(standing, ACTION, &what).await?;
         let call = Call {
             standing,
             host,
@@ -121,7 +119,7 @@ impl Outlet {
             }
             Secret::OfTheBox(secret) => (secret, None),
         };
-        let scanner = Scanner::new(&secret).ok_or_else(|| Refusal::too_short(grant))?;
+        let scanner = Scanner::new(&secret).ok_or_else(|| Refusal::unsearchable(grant))?;
 
         let (mut head, body) = request.into_parts();
         let unsendable = || Refusal::unfit(&inject::InjectError::TooLong);

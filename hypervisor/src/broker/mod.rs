@@ -107,7 +107,7 @@ impl Door {
             let refusal = Refusal::not_revealed(&grant);
             return Err(self.refuse(&standing, ACTION, name, None, refusal).await);
         }
-        let intent = self.outlet.intent(&standing, ACTION, name).await?;
+        let receipt = self.outlet.receipt(&standing, ACTION, name).await?;
         let opened = deps.vault.open(&standing.user, &grant.secret).await;
         let revealed = match opened {
             // What was allowed a moment ago may be another secret by now.
@@ -115,12 +115,8 @@ impl Door {
             Ok(_) => Err(Refusal::not_revealed(&grant)),
             Err(error) => Err(Refusal::from_vault(&error, &standing, &grant)),
         };
-        let outcome = revealed.as_ref().map_or_else(|refusal| refusal.outcome, |_| "ok");
-        let ended = deps.store.audit_outcome(intent, deps.clock.now(), outcome).await;
+        receipt.end(revealed.as_ref().map_or_else(|refusal| refusal.outcome, |_| "ok"));
         let opened = revealed?;
-        if let Err(error) = ended {
-            tracing::error!(%error, "the outcome of a use of a secret could not be recorded");
-        }
         self.outlet.used(&standing, &grant);
         let text = String::from_utf8_lossy(opened.value.expose()).into_owned();
         Ok(refusal::json(&json!({ "value": text })))
@@ -159,19 +155,20 @@ impl Door {
 }
 
 impl Outlet {
-    /// Commits that a secret is about to be used. Where that fails, it is not.
-    async fn intent(
-        &self,
-        standing: &Standing,
-        action: &'static str,
-        what: &str,
-    ) -> Result<choir_store::AuditId, Refusal> {
+    /// Commits that a secret is about to be used. Where that fails, it is not. A caller that goes away meanwhile leaves
+    /// nothing open: the intent ends with the receipt, whoever holds it.
+    async fn receipt(&self, standing: &Standing, action: &'static str, what: &str) -> Result<Receipt, Refusal> {
         let event: AuditEvent = self.event(standing, action, what, "ok");
-        let store = &self.gateway.deps.store;
-        store.audit_intent(event).await.map_err(|error| {
-            tracing::error!(%error, sandbox.id = %self.sandbox, "the audit trail cannot be written: no secret is released");
-            Refusal::no_audit()
-        })
+        let (gateway, sandbox) = (self.gateway.clone(), self.sandbox.clone());
+        let committed = tokio::spawn(async move {
+            let deps = &gateway.deps;
+            let intent = deps.store.audit_intent(event).await.map_err(|error| {
+                tracing::error!(%error, sandbox.id = %sandbox, "the audit trail cannot be written: no secret is released");
+                Refusal::no_audit()
+            })?;
+            Ok(Receipt::new(deps.store.clone(), deps.clock.clone(), intent))
+        });
+        committed.await.unwrap_or_else(|_| Err(Refusal::no_audit()))
     }
 
     fn used(&self, standing: &Standing, grant: &Grant) {

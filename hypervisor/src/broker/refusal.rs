@@ -89,14 +89,15 @@ impl Refusal {
     }
 
     /// A secret of the box has no grant.
-    pub(crate) fn too_short(grant: Option<&Grant>) -> Self {
+    pub(crate) fn unsearchable(grant: Option<&Grant>) -> Self {
         let of = grant.map_or_else(|| "this box".to_owned(), |grant| grant.capability.to_string());
         let message = format!(
-            "The secret of {of} is too short to be recognised in an answer, so it is not sent; a person can store one of at \
-             least {} bytes.",
-            choir_broker::scan::SHORTEST
+            "The secret of {of} is too short or too long to be searched for in an answer, so it is not sent; a person can \
+             store one of {} to {} bytes.",
+            choir_broker::scan::SHORTEST,
+            choir_broker::scan::LONGEST
         );
-        Self::denied("secret.length", "too_short", message)
+        Self::denied("secret.length", "length", message)
     }
 
     pub(crate) fn unfit(error: &choir_broker::inject::InjectError) -> Self {

@@ -20,6 +20,7 @@ use hyper::body::Incoming;
 use jiff::SignedDuration;
 use rustls::ServerConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use crate::broker::{self, Refusal};
 use crate::clock::Clock;
@@ -28,11 +29,13 @@ use crate::random::{Random, draw};
 
 mod https;
 mod outside;
+mod repeats;
 mod taken;
 
 pub(crate) use https::{Https, Lost, PORT, authority};
 
 pub use outside::{Net, Outside};
+use repeats::Repeats;
 
 /// Connections from one sandbox at once, egress and broker together. A further one is closed.
 const PER_SANDBOX: usize = 64;
@@ -42,6 +45,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 const REQUEST_LIFETIME: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Sandboxes and generations whose connections and authorities are kept at hand; beyond, they are made anew.
 const AT_HAND: usize = 256;
+/// How often it is looked for repeated events whose window is over.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// What the gateway needs of the rest.
 pub struct Deps {
@@ -62,6 +67,7 @@ pub struct Gateway {
     places: Mutex<HashMap<SandboxId, Arc<Semaphore>>>,
     https: Mutex<HashMap<SandboxId, Https>>,
     authorities: Mutex<HashMap<Generation, Arc<Authority>>>,
+    repeats: Repeats,
 }
 
 impl Gateway {
@@ -71,7 +77,28 @@ impl Gateway {
             places: Mutex::default(),
             https: Mutex::default(),
             authorities: Mutex::default(),
+            repeats: Repeats::default(),
         })
+    }
+
+    /// Records repeated events with their number when their window is over, and all of them at the end.
+    pub async fn tell_repeats(self: Arc<Self>, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(TELL_EVERY) => {}
+            }
+            self.record_repeats(stop.is_cancelled()).await;
+        }
+    }
+
+    async fn record_repeats(&self, all: bool) {
+        for (event, times) in self.repeats.due(self.deps.clock.now(), all) {
+            if let Err(error) = self.deps.store.record_repeats(event.clone(), times).await {
+                tracing::error!(%error, "repeated events could not be recorded yet");
+                self.repeats.owe(&event, times);
+            }
+        }
     }
 
     /// Serves what comes from inside until the runtime ends.
@@ -221,8 +248,14 @@ impl Outlet {
             at: event.at,
             expires_at: event.at + REQUEST_LIFETIME,
         });
-        if let Err(error) = store.record_refusal(event, request).await {
+        let repeats = &self.gateway.repeats;
+        let told = repeats.take(&event);
+        let row = told.then(|| event.clone());
+        if let Err(error) = store.record_refusal(row, request).await {
             tracing::error!(%error, sandbox.id = %self.sandbox, "a refusal could not be recorded");
+            if told {
+                repeats.owe(&event, 1);
+            }
         }
     }
 
@@ -278,10 +311,14 @@ impl Outlet {
     /// No secret goes with a connection, so it does not wait for its row.
     fn connected(&self, standing: &Standing, host: &str, port: u16, outcome: &'static str) {
         let event = self.event(standing, "egress.connect", &format!("{host}:{port}"), outcome);
-        let store = self.gateway.deps.store.clone();
+        if !self.gateway.repeats.take(&event) {
+            return;
+        }
+        let gateway = self.gateway.clone();
         tokio::spawn(async move {
-            if let Err(error) = store.audit(event).await {
+            if let Err(error) = gateway.deps.store.audit(event.clone()).await {
                 tracing::error!(%error, "a connection could not be recorded");
+                gateway.repeats.owe(&event, 1);
             }
         });
     }

@@ -1,7 +1,7 @@
 //! What a user does with grants and with what sandboxes ask for. It must not know HTTP, nor any secret's value.
 
 use choir_api::grants as api;
-use choir_broker::{VaultError, grant, template};
+use choir_broker::{grant, template};
 use choir_core::{GrantId, GrantRequestId, Rule};
 use choir_store::{AuditEvent, NewGrant, User, Wanted};
 
@@ -31,16 +31,6 @@ impl App {
             return Err(ApiError::bad_request("bad_expiry", message));
         }
         let view_of = self.store.workspace_named(&user.id, &asked.workspace).await?;
-        match self.vault.describe(&user.id, &asked.secret).await {
-            Err(VaultError::NotFound) => {
-                let message = format!(
-                    "You have no secret {}; store it first with `choir secrets set`.",
-                    asked.secret
-                );
-                return Err(ApiError::bad_request("no_such_secret", message));
-            }
-            other => drop(other?),
-        }
         let new = NewGrant {
             id: GrantId::from_random(draw(&*self.random)),
             workspace: view_of.workspace.id,
@@ -60,6 +50,13 @@ impl App {
                     asked.slot, asked.capability
                 );
                 ApiError::conflict("granted_already", message)
+            }
+            choir_store::Error::NotFound => {
+                let message = format!(
+                    "You have no secret {}; store it first with `choir secrets set`.",
+                    asked.secret
+                );
+                ApiError::bad_request("no_such_secret", message)
             }
             other => other.into(),
         })?;
@@ -158,7 +155,7 @@ fn rule(asked: &api::CreateGrant) -> ApiResult<Rule> {
     })
 }
 
-fn view(grant: choir_store::Grant) -> api::Grant {
+pub(crate) fn view(grant: choir_store::Grant) -> api::Grant {
     api::Grant {
         id: grant.id,
         workspace: grant.workspace_name,

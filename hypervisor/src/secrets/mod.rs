@@ -7,6 +7,7 @@ use choir_store::{AuditEvent, User};
 
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
+use crate::grants;
 
 pub mod routes;
 
@@ -38,9 +39,14 @@ impl App {
         Ok(view(self.vault.describe(&user.id, name).await?))
     }
 
-    pub async fn delete_secret(&self, user: &User, name: &SecretName) -> ApiResult<()> {
+    /// Deletes a secret, and says which grants ended with it.
+    pub async fn delete_secret(&self, user: &User, name: &SecretName) -> ApiResult<api::DeletedSecret> {
         let event = self.secret_event(user, name, "secret.delete");
-        Ok(self.vault.delete(&user.id, name, event).await?)
+        let ended = self.vault.delete(&user.id, name, event).await?;
+        Ok(api::DeletedSecret {
+            name: name.clone(),
+            ended_grants: ended.into_iter().map(grants::view).collect(),
+        })
     }
 
     fn secret_event(&self, user: &User, name: &SecretName, action: &'static str) -> AuditEvent {

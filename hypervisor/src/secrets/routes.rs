@@ -50,9 +50,12 @@ async fn store(
     Ok((status, Json(stored)))
 }
 
-async fn remove(State(app): State<Arc<App>>, caller: Caller, Path(name): Path<String>) -> ApiResult<StatusCode> {
+async fn remove(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> ApiResult<Json<api::DeletedSecret>> {
     // What cannot be a name is no secret either.
     let name: SecretName = name.parse().map_err(|_| ApiError::not_found())?;
-    app.delete_secret(&caller.user, &name).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(Json(app.delete_secret(&caller.user, &name).await?))
 }

@@ -2,5 +2,6 @@
 
 mod auth;
 mod fleet;
+mod memory;
 mod program;
 mod support;

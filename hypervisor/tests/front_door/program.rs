@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::support::{Browser, remote};
 
 /// A configuration file in a directory of its own.
-struct Place(tempfile::TempDir);
+pub struct Place(pub tempfile::TempDir);
 
 impl Place {
     fn with(text: &str) -> Self {
@@ -22,7 +22,7 @@ impl Place {
         Self(directory)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -33,7 +33,7 @@ impl Place {
         command
     }
 
-    fn run(&self, verb: &str) -> Output {
+    pub fn run(&self, verb: &str) -> Output {
         self.command(verb).output().unwrap()
     }
 
@@ -49,8 +49,18 @@ impl Place {
         (output.status.success(), String::from_utf8(said).unwrap())
     }
 
+    /// The database as one file, while nobody has it open.
+    fn whole_database(&self) -> Vec<u8> {
+        let connection = rusqlite::Connection::open(self.path("choir.db")).unwrap();
+        connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
+        drop(connection);
+        std::fs::read(self.path("choir.db")).unwrap()
+    }
+
     /// Of a serving hypervisor without sandboxes; nothing starts, so any file will do for the agent.
-    fn serving(port: u16) -> Self {
+    pub fn serving(port: u16) -> Self {
         Self::with(&format!(
             "[listen]\nport = {port}\n[sandboxes]\nruntime = \"process\"\nagent = \"hypervisor.toml\"\n[store]\npath = \"choir.db\"\n",
         ))
@@ -136,9 +146,9 @@ fn with_separate_origins_the_configuration_is_complete_and_safe() {
 }
 
 /// The program serving, until this is dropped.
-struct Running {
-    child: Child,
-    address: SocketAddr,
+pub struct Running {
+    pub child: Child,
+    pub address: SocketAddr,
 }
 
 impl Drop for Running {
@@ -149,7 +159,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn start(place: &Place, port: u16, log: Stdio) -> Self {
+    pub fn start(place: &Place, port: u16, log: Stdio) -> Self {
         let mut command = place.command("serve");
         // SAFETY: ignoring a signal is async-signal-safe. A write beyond the file size limit then fails as one to a
         // full disk does, instead of ending the process.
@@ -181,8 +191,18 @@ impl Running {
         .unwrap();
     }
 
+    /// Waits until it takes connections.
+    pub async fn answers(&self) {
+        let answers = async {
+            while tokio::net::TcpStream::connect(self.address).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), answers).await.unwrap();
+    }
+
     /// Asks it to stop and waits until it has.
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert!(self.child.wait().unwrap().success());
@@ -190,7 +210,7 @@ impl Running {
 }
 
 /// Waits until a file is there, or is gone.
-async fn wait_for(path: &Path, there: bool) {
+pub async fn wait_for(path: &Path, there: bool) {
     let wait = async {
         while path.exists() != there {
             tokio::task::yield_now().await;
@@ -200,7 +220,7 @@ async fn wait_for(path: &Path, there: bool) {
     seen.unwrap_or_else(|_| panic!("{} is there: {}", path.display(), !there));
 }
 
-fn token(link: &str) -> &str {
+pub fn token(link: &str) -> &str {
     let (address, token) = link.trim_end().split_once("/register?invite=").expect(link);
     assert_eq!(address, "http://localhost:9090");
     token
@@ -240,7 +260,7 @@ async fn the_claim_link_is_private_works_once_and_goes_for_ever_with_the_first_u
     );
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     free.local_addr().unwrap().port()
 }
@@ -263,6 +283,11 @@ async fn a_trail_that_was_changed_or_cut_offline_is_found_by_the_program() {
     let claim = std::fs::read_to_string(place.path("claim-link")).unwrap();
     let mut ada = Browser::new(remote(running.address));
     ada.register("ada", Some(token(&claim))).await.expect(StatusCode::OK);
+    running.stop();
+    let older = place.whole_database();
+    let log = std::fs::File::create(place.path("log")).unwrap();
+    let mut running = Running::start(&place, port, log.into());
+    running.answers().await;
     for _ in 0..3 {
         ada.post("/auth/logout", json!({})).await.expect(StatusCode::NO_CONTENT);
         ada.login().await.expect(StatusCode::OK);
@@ -275,6 +300,14 @@ async fn a_trail_that_was_changed_or_cut_offline_is_found_by_the_program() {
     let head = head.split_whitespace().next().unwrap();
     let (whole, said) = place.verify(Some(head));
     assert!(whole && said.contains(&format!("head {head}")), "{said}");
+    // The control: an older copy of the whole file looks whole, and only the head tells.
+    let newer = place.whole_database();
+    std::fs::write(place.path("choir.db"), older).unwrap();
+    let (whole, said) = place.verify(None);
+    assert!(whole && said.contains("an older copy"), "{said}");
+    let (whole, said) = place.verify(Some(head));
+    assert!(!whole && said.contains("is missing"), "{said}");
+    std::fs::write(place.path("choir.db"), newer).unwrap();
     let tamper = |sql: &str| {
         let connection = rusqlite::Connection::open(place.path("choir.db")).unwrap();
         connection.pragma_update(None, "foreign_keys", false).unwrap();
@@ -285,16 +318,13 @@ async fn a_trail_that_was_changed_or_cut_offline_is_found_by_the_program() {
          DELETE FROM audit WHERE id > 5; DELETE FROM audit_chain WHERE id > 5;
          UPDATE sqlite_sequence SET seq = 5 WHERE name = 'audit';",
     );
-    let (whole, said) = place.verify(None);
-    assert!(
-        whole,
-        "without the head a clean cut is not seen, which is why there is one: {said}"
-    );
-    let (whole, said) = place.verify(Some(head));
-    assert!(
-        !whole && said.starts_with("choir-hypervisor: audit row 6 is missing; 5:"),
-        "{said}"
-    );
+    for head in [None, Some(head)] {
+        let (whole, said) = place.verify(head);
+        assert!(
+            !whole && said.starts_with("choir-hypervisor: audit row 6 is missing; 5:"),
+            "{said}"
+        );
+    }
     tamper("UPDATE audit SET actor = 'root' WHERE id = 3");
     let (whole, said) = place.verify(None);
     assert!(

@@ -4,7 +4,7 @@ use choir_core::SecretName;
 use reqwest::Method;
 
 use super::{Client, ClientError, segment};
-use crate::secrets::{PutSecret, Secret};
+use crate::secrets::{DeletedSecret, PutSecret, Secret};
 use crate::workspaces::Page;
 
 fn path(name: &SecretName) -> String {
@@ -28,9 +28,11 @@ impl Client {
         self.json(Method::PUT, &path(name), Some(secret)).await
     }
 
+    /// Deletes a secret; says which grants ended with it.
+    ///
     /// # Errors
     /// Any; 503 `sealed` while the server's master key is missing.
-    pub async fn delete_secret(&self, name: &SecretName) -> Result<(), ClientError> {
-        self.delete(&path(name)).await
+    pub async fn delete_secret(&self, name: &SecretName) -> Result<DeletedSecret, ClientError> {
+        self.json(Method::DELETE, &path(name), None::<&()>).await
     }
 }

@@ -1,6 +1,7 @@
 //! What is deleted or replaced is gone from the database and its log, ciphertext and all (D23).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use choir_broker::VaultError;
 
@@ -51,6 +52,71 @@ async fn a_replaced_value_leaves_no_ciphertext_behind() {
         put(&vault, &ada, "token", &vec![2; length]).await.unwrap();
         assert_eq!(rig.found(&slices(&traces)), BTreeSet::new(), "{length}");
     }
+}
+
+/// A reader in another process, which keeps the log from being emptied.
+fn reading(rig: &Rig) -> rusqlite::Connection {
+    let reader = rig.sql();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM secrets").unwrap();
+    reader
+}
+
+/// Waits until none of these is in the database's files.
+async fn gone(rig: &Rig, traces: &[Vec<u8>]) {
+    let gone = async {
+        while !rig.found(&slices(traces)).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn while_somebody_reads_others_write_and_what_was_deleted_goes_once_they_are_done() {
+    let rig = Rig::new();
+    let vault = rig.vault().await;
+    let ada = rig.user("ada").await;
+    put(&vault, &ada, "token", &[1; 500]).await.unwrap();
+    let traces = traces(&rig.blob(&ada, "token"));
+    let reader = reading(&rig);
+    let deleting = {
+        let (vault, ada) = (vault.clone(), ada.clone());
+        tokio::spawn(async move { vault.delete(&ada, &name("token"), event()).await })
+    };
+    while open(&vault, &ada, "token").await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    // Nobody waits for the reader: thirty commits, each by itself, are done before the deletion gives up on it.
+    for n in 0..30 {
+        put(&vault, &ada, &format!("other-{n}"), b"x").await.unwrap();
+    }
+    assert!(!deleting.is_finished(), "the writer waited for the reader");
+    // The control: what the reader holds is there.
+    assert!(!rig.found(&slices(&traces)).is_empty());
+    deleting.await.unwrap().unwrap();
+    assert!(
+        !rig.found(&slices(&traces)).is_empty(),
+        "the deletion does not wait for ever"
+    );
+    drop(reader);
+    gone(&rig, &traces).await;
+}
+
+#[tokio::test]
+async fn what_a_killed_process_left_in_the_log_goes_at_the_next_start() {
+    let rig = Rig::new();
+    let vault = rig.vault().await;
+    let ada = rig.user("ada").await;
+    put(&vault, &ada, "token", &[1; 500]).await.unwrap();
+    let traces = traces(&rig.blob(&ada, "token"));
+    let reader = reading(&rig);
+    vault.delete(&ada, &name("token"), event()).await.unwrap();
+    // As it lies on the disk when the process is killed now.
+    let killed = rig.as_it_lies();
+    assert!(!killed.found(&slices(&traces)).is_empty());
+    drop(reader);
+    let started = killed.started();
+    gone(&started, &traces).await;
 }
 
 /// The controls of both: a deletion without `secure_delete` leaves the ciphertext in the database, and one that does not

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aho_corasick::AhoCorasick;
@@ -55,6 +55,15 @@ impl Rig {
         std::fs::copy(self.path("key"), dir.path().join("key")).unwrap();
         let store = Store::open(&to).unwrap();
         Self { dir, store }
+    }
+
+    /// Its files as they are at this moment, and nobody who has them open.
+    pub fn as_it_lies(&self) -> Lying {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["choir.db", "choir.db-wal", "key"] {
+            std::fs::copy(self.path(name), dir.path().join(name)).unwrap();
+        }
+        Lying { dir }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -141,11 +150,31 @@ impl Rig {
 
     /// Which of these are in the database's files, by their index.
     pub fn found(&self, patterns: &[&[u8]]) -> BTreeSet<usize> {
-        let search = AhoCorasick::new(patterns).unwrap();
-        let files = ["choir.db", "choir.db-wal"].map(|name| std::fs::read(self.path(name)).unwrap_or_default());
-        let hits = files.iter().flat_map(|file| search.find_overlapping_iter(file));
-        hits.map(|hit| hit.pattern().as_usize()).collect()
+        found(self.dir.path(), patterns)
     }
+}
+
+/// The files of a process that was killed.
+pub struct Lying {
+    dir: tempfile::TempDir,
+}
+
+impl Lying {
+    pub fn found(&self, patterns: &[&[u8]]) -> BTreeSet<usize> {
+        found(self.dir.path(), patterns)
+    }
+
+    pub fn started(self) -> Rig {
+        let store = Store::open(&self.dir.path().join("choir.db")).unwrap();
+        Rig { dir: self.dir, store }
+    }
+}
+
+fn found(directory: &Path, patterns: &[&[u8]]) -> BTreeSet<usize> {
+    let search = AhoCorasick::new(patterns).unwrap();
+    let files = ["choir.db", "choir.db-wal"].map(|name| std::fs::read(directory.join(name)).unwrap_or_default());
+    let hits = files.iter().flat_map(|file| search.find_overlapping_iter(file));
+    hits.map(|hit| hit.pattern().as_usize()).collect()
 }
 
 pub async fn put(vault: &Vault, user: &UserId, secret: &str, value: &[u8]) -> Result<u64, VaultError> {

@@ -14,10 +14,13 @@ use crate::row::{millis, time};
 use crate::{Error, Result, Store};
 
 mod chain;
+mod cut;
+mod settle;
 mod verify;
 
 pub(crate) use chain::Chain;
 pub use chain::{AuditHead, NotAHead};
+pub use cut::Pruned;
 pub use verify::{AuditVerdict, BadRow, Fault};
 
 /// The outcome of an action that is only intended.
@@ -77,6 +80,9 @@ pub struct AuditRow {
     /// Which intent this is the outcome of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intent: Option<i64>,
+    /// How many events this row stands for, where that is not one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub times: Option<u64>,
 }
 
 /// Which events to read; newest first.
@@ -99,9 +105,18 @@ pub struct AuditFilter {
 
 /// Appends within the caller's transaction.
 pub(crate) fn append(connection: &Connection, event: &AuditEvent) -> Result<()> {
+    Ok(insert(connection, event, None)?)
+}
+
+/// Appends one row that stands for several events.
+pub(crate) fn append_times(connection: &Connection, event: &AuditEvent, times: u64) -> Result<()> {
+    Ok(insert(connection, event, Some(times))?)
+}
+
+fn insert(connection: &Connection, event: &AuditEvent, times: Option<u64>) -> Result<(), rusqlite::Error> {
     connection
         .prepare_cached(
-            "INSERT INTO audit (at, actor, user_id, action, subject, outcome) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO audit (at, actor, user_id, action, subject, outcome, times) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
         .execute(params![
             millis(event.at),
@@ -109,7 +124,8 @@ pub(crate) fn append(connection: &Connection, event: &AuditEvent) -> Result<()> 
             event.user.as_ref().map(UserId::as_str),
             event.action,
             event.subject,
-            event.outcome
+            event.outcome,
+            times
         ])?;
     Ok(())
 }
@@ -119,6 +135,17 @@ pub(crate) fn append_intent(connection: &Connection, event: AuditEvent) -> Resul
     let outcome = INTENT;
     append(connection, &AuditEvent { outcome, ..event })?;
     Ok(AuditId(connection.last_insert_rowid()))
+}
+
+/// Ends an intent that has not ended.
+fn end(connection: &Connection, intent: i64, at: Timestamp, outcome: &'static str) -> Result<()> {
+    let added = connection
+        .prepare_cached(
+            "INSERT INTO audit (at, actor, user_id, action, subject, outcome, intent)
+             SELECT ?2, actor, user_id, action, subject, ?3, id FROM audit WHERE id = ?1 AND outcome = ?4",
+        )?
+        .execute(params![intent, millis(at), outcome, INTENT])?;
+    if added == 0 { Err(Error::NotFound) } else { Ok(()) }
 }
 
 /// Appends; where the trail cannot be written, the event goes to the log and the caller goes on. Only for signing in and
@@ -152,15 +179,7 @@ impl Store {
     /// Records how an intent ended, as a row of its own. `NotFound` when there is no such intent, `Exists` when it has
     /// ended already.
     pub async fn audit_outcome(&self, intent: AuditId, at: Timestamp, outcome: &'static str) -> Result<()> {
-        let recorded = self.write(move |c| {
-            let added = c
-                .prepare_cached(
-                    "INSERT INTO audit (at, actor, user_id, action, subject, outcome, intent)
-                     SELECT ?2, actor, user_id, action, subject, ?3, id FROM audit WHERE id = ?1 AND outcome = ?4",
-                )?
-                .execute(params![intent.0, millis(at), outcome, INTENT])?;
-            if added == 0 { Err(Error::NotFound) } else { Ok(()) }
-        });
+        let recorded = self.write(move |c| end(c, intent.0, at, outcome));
         self.alarm.note(recorded.await)
     }
 
@@ -173,7 +192,7 @@ impl Store {
     pub async fn audit_rows(&self, filter: AuditFilter) -> Result<Vec<AuditRow>> {
         self.read(move |c| {
             let mut statement = c.prepare_cached(
-                "SELECT id, at, actor, user_id, action, subject, outcome, intent FROM audit
+                "SELECT id, at, actor, user_id, action, subject, outcome, intent, times FROM audit
                  WHERE (?1 IS NULL OR user_id = ?1) AND (?2 IS NULL OR substr(action, 1, length(?2)) = ?2)
                    AND (?3 IS NULL OR at >= ?3) AND (?4 IS NULL OR id < ?4)
                    AND (?6 IS NULL OR at < ?6) AND (?7 IS NULL OR outcome = ?7)
@@ -199,6 +218,7 @@ impl Store {
                     subject: row.get("subject")?,
                     outcome: row.get("outcome")?,
                     intent: row.get("intent")?,
+                    times: row.get("times")?,
                 });
             }
             Ok(found)

@@ -3,11 +3,15 @@
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use choir_core::Slot;
+use choir_hypervisor::audit::prune;
+use choir_hypervisor::clock::Clock as _;
 use choir_hypervisor::gate::Gatekeeper;
 use choir_store::{AuditEvent, AuditFilter, AuditRow, Store};
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use super::access::{HOST, knock};
+use super::wire::{clock, start_at};
 use super::{Box, change, workspace};
 use crate::support::Browser;
 
@@ -112,6 +116,63 @@ choir_audit_failing 1
         .collect();
     assert_eq!(subjects, ["mended", "mended"]);
     assert_eq!(start.app.store.verify_audit(None).await.unwrap().bad, None);
+}
+
+#[tokio::test]
+async fn an_export_of_events_needs_an_assertion_of_the_last_five_minutes_and_a_page_does_not() {
+    let clock = clock();
+    let start = start_at(&clock, |sim| sim).await;
+    let mut ada = start.ada().await;
+    clock.advance(SignedDuration::from_secs(5 * 60 + 1));
+    for path in ["/me/audit", "/admin/audit"] {
+        ada.get(path).await.expect(StatusCode::OK);
+        for (path, accept) in [
+            (format!("{path}?format=jsonl"), "*/*"),
+            (path.into(), "application/x-ndjson"),
+        ] {
+            let request = Request::get(&path)
+                .header("accept", accept)
+                .body(Body::empty())
+                .unwrap();
+            let refused = ada.send(request).await;
+            refused.refused(StatusCode::FORBIDDEN, "step_up_required");
+        }
+    }
+    // The control: just after one, the same export is written.
+    ada.step_up().await.expect(StatusCode::OK);
+    for path in ["/me/audit?format=jsonl", "/admin/audit?format=jsonl"] {
+        assert!(!lines(&mut ada, path, "*/*").await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn old_rows_are_pruned_as_configured_and_an_intent_that_a_crash_left_is_ended_at_the_next_start() {
+    let clock = clock();
+    let start = start_at(&clock, |sim| sim).await;
+    let mut ada = start.ada().await;
+    let store = &start.app.store;
+    store.audit_intent(event(&start, "cut short")).await.unwrap();
+    clock.advance(SignedDuration::from_hours(24 * 399));
+    assert_eq!(prune(store, clock.now(), 400).await.unwrap(), 0);
+    clock.advance(SignedDuration::from_hours(24 * 2));
+    // What is open keeps all after it.
+    assert!(prune(store, clock.now(), 400).await.unwrap() > 0);
+    assert_eq!(rows(store, "secret.use").await.len(), 1);
+    let again = start.restarted().await;
+    let store = &again.app.store;
+    let told = rows(store, "secret.use").await;
+    assert_eq!(
+        told.iter().map(|row| row.outcome.as_str()).collect::<Vec<_>>(),
+        ["interrupted", "intent"]
+    );
+    assert_eq!(prune(store, clock.now(), 400).await.unwrap(), 1);
+    let found = store.verify_audit(None).await.unwrap();
+    assert_eq!((found.bad, found.open_intents), (None, 0));
+    assert!(found.pruned > 0);
+    ada.router = again.router.clone();
+    ada.login().await.expect(StatusCode::OK);
+    let events = ada.get("/admin/audit?action=audit.prune").await.expect(StatusCode::OK);
+    assert_eq!(events["items"].as_array().unwrap().len(), 2, "{events}");
 }
 
 /// The ids of one page.

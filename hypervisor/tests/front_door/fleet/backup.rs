@@ -87,7 +87,11 @@ async fn a_stolen_backup_can_be_read_with_its_identity_alone_and_even_then_opens
         1,
         "nothing unfinished is left there"
     );
-    assert!(!names(backed.start.directory.path()).contains(&"backup.part".to_owned()));
+    assert!(
+        !names(backed.start.directory.path())
+            .iter()
+            .any(|name| name.ends_with(".part"))
+    );
     let key = std::fs::read_to_string(backed.start.directory.path().join("key")).unwrap();
     for text in [
         "SQLite format 3",
@@ -154,11 +158,7 @@ async fn what_was_restored_serves_with_passkeys_and_secrets_and_without_old_sess
     assert!(backed.ada.is_signed_in().await);
     ada.cookies.clear();
     ada.login().await.expect(StatusCode::OK);
-    let user: UserId = ada.get("/auth/me").await.json()["user"]["id"]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let user = user(&mut ada).await;
     let opened = again.app.vault.open(&user, &"token".parse().unwrap()).await.unwrap();
     assert_eq!(opened.value.expose(), CANARY.as_bytes());
     let events = ada
@@ -167,7 +167,9 @@ async fn what_was_restored_serves_with_passkeys_and_secrets_and_without_old_sess
         .expect(StatusCode::OK);
     assert_eq!(events["items"][0]["subject"], "choir-20260102T030405Z.db.age");
     let found = again.app.store.verify_audit(None).await.unwrap();
-    assert_eq!((found.bad, found.unlinked), (None, 0));
+    assert_eq!(found.bad, None);
+    // The restore itself was written without the key.
+    assert_eq!(found.sealed.len(), 1);
 }
 
 /// Writes an invite and its event in one transaction, as fast as they are committed, until told to stop.
@@ -205,6 +207,85 @@ fn count(database: &Path, of: &str) -> usize {
     connection
         .query_row(&format!("SELECT count(*) FROM {of}"), [], |row| row.get(0))
         .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_backups_at_once_are_two_whole_backups_and_what_a_killed_one_left_is_removed() {
+    let backed = Backed::new().await;
+    let directory = backed.start.directory.path();
+    // What a backup left that was killed while it copied, and one that was killed while it encrypted.
+    std::fs::create_dir(backed.place("backups")).unwrap();
+    let left = [
+        directory.join("backup0123.part"),
+        backed.place("backups").join("choir-0123.part"),
+    ];
+    for file in &left {
+        std::fs::write(file, "SQLite format 3").unwrap();
+    }
+    // The control: what somebody holds who is at work is not touched.
+    let held = directory.join("backup4567.part");
+    let at_work = std::fs::File::create(&held).unwrap();
+    at_work.lock().unwrap();
+    let later = now() + SignedDuration::from_secs(1);
+    let (config, to) = (&backed.start.app.config, backed.place("backups"));
+    let (one, two, same) = tokio::join!(
+        backup(config, &to, now()),
+        backup(config, &to, later),
+        backup(config, &to, later)
+    );
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!(same.unwrap(), two, "of two in the same second the later one stays");
+    assert!(left.iter().all(|file| !file.exists()));
+    assert!(held.exists());
+    drop(at_work);
+    assert_eq!(names(&backed.place("backups")).len(), 2);
+    for (n, file) in [one, two].iter().enumerate() {
+        let into = backed.place(&format!("restored-{n}"));
+        let database = restore(file, &into, &backed.place("identity"), now()).unwrap();
+        assert_eq!(count(&database, "secrets"), 1);
+    }
+    backed.backup().await;
+    assert!(names(directory).iter().all(|name| !name.ends_with(".part")));
+}
+
+/// G13, as the runbook says it, with the age identity that is kept off the box.
+#[tokio::test]
+async fn a_lost_master_key_comes_back_from_its_offline_copy_and_without_that_only_the_secrets_are_gone() {
+    let mut backed = Backed::new().await;
+    let key = backed.start.app.config.key_file();
+    let identity = std::fs::read_to_string(backed.place("identity")).unwrap();
+    let identity: Identity = identity.lines().last().unwrap().parse().unwrap();
+    let offline = age::encrypt(&identity.to_public(), &std::fs::read(&key).unwrap()).unwrap();
+    assert!(!String::from_utf8_lossy(&offline).contains(std::fs::read_to_string(&key).unwrap().trim()));
+    std::fs::remove_file(&key).unwrap();
+
+    let lost = backed.start.restarted().await;
+    backed.ada.router = lost.router.clone();
+    backed.ada.login().await.expect(StatusCode::OK);
+    let user = user(&mut backed.ada).await;
+    let name = "token".parse().unwrap();
+    assert!(lost.app.vault.open(&user, &name).await.is_err());
+    let made = backed.ada.post("/api/workspaces", json!({"name": "main"})).await;
+    made.expect(StatusCode::CREATED);
+    assert!(!key.exists(), "no new key takes the place of the lost one");
+    // A new key is not this database's.
+    std::fs::write(&key, "ab".repeat(32)).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let other = lost.restarted().await;
+    assert!(other.app.vault.is_sealed());
+
+    let begun = std::time::Instant::now();
+    std::fs::write(&key, age::decrypt(&identity, &offline).unwrap()).unwrap();
+    let found = other.restarted().await;
+    let opened = found.app.vault.open(&user, &name).await.unwrap();
+    println!("recovered from the offline copy in {} ms", begun.elapsed().as_millis());
+    assert_eq!(opened.value.expose(), CANARY.as_bytes());
+    assert_eq!(found.app.store.verify_audit(None).await.unwrap().bad, None);
+}
+
+async fn user(ada: &mut Browser) -> UserId {
+    let me = ada.get("/auth/me").await.json();
+    me["user"]["id"].as_str().unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -276,13 +357,13 @@ async fn backups_are_not_made_in_the_clear_nor_of_a_trail_that_was_changed_and_r
     assert_eq!(std::fs::read(backed.place("full").join("choir.db")).unwrap(), b"mine");
     let connection = rusqlite::Connection::open(backed.start.directory.path().join("choir.db")).unwrap();
     connection
-        .execute_batch("DROP TRIGGER audit_is_never_changed; UPDATE audit SET actor = 'root' WHERE id = 2")
+        .execute_batch("DROP TRIGGER audit_is_never_changed; UPDATE audit SET actor = 'root' WHERE id = 3")
         .unwrap();
     let refused = backup(&backed.start.app.config, &backed.place("backups"), now())
         .await
         .unwrap_err();
     assert!(
-        refused.to_string().starts_with("audit row 2 is not as it was written"),
+        refused.to_string().starts_with("audit row 3 is not as it was written"),
         "{refused}"
     );
 }

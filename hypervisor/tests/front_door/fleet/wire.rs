@@ -45,17 +45,18 @@ pub async fn start_outside(
     runtime: impl FnOnce(Arc<Sim>) -> Arc<dyn Runtime>,
     outside: Outside,
 ) -> Start {
-    start_configured(clock, runtime, outside, |_| {}).await
+    start_configured(tempfile::tempdir().unwrap(), clock, runtime, outside, |_| {}).await
 }
 
-/// The same, with another configuration than the default one.
+/// The same, in a directory that the test chose and with another configuration than the default one.
 pub async fn start_configured(
+    directory: tempfile::TempDir,
     clock: &Arc<MockClock>,
     runtime: impl FnOnce(Arc<Sim>) -> Arc<dyn Runtime>,
     outside: Outside,
     change: impl FnOnce(&mut Config),
 ) -> Start {
-    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let directory = Arc::new(directory);
     let mut config = Config::default();
     config.store.path = directory.path().join("choir.db");
     change(&mut config);

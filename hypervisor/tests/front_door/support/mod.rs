@@ -57,7 +57,7 @@ impl TestApp {
             origin: ORIGIN.parse().unwrap(),
             rp_id: "localhost".into(),
             hosts: Hosts::new("localhost", "localhost", Some(9090)),
-            pepper: [42; 32],
+            pepper: Some([42; 32]),
             session_idle: SignedDuration::from_hours(24),
             session_absolute: SignedDuration::from_hours(7 * 24),
             registration,
@@ -387,5 +387,16 @@ impl Answer {
             .get("location")
             .and_then(|v| v.to_str().ok())
             .unwrap_or_default()
+    }
+}
+
+/// Says aloud what is left out and why, also to whoever counts.
+pub fn skip(what: &str) {
+    use std::io::Write as _;
+    eprintln!("skipped: {what}");
+    if let Some(path) = std::env::var_os("CHOIR_SKIP_LOG")
+        && let Ok(mut log) = std::fs::OpenOptions::new().append(true).create(true).open(path)
+    {
+        let _ = writeln!(log, "{what}");
     }
 }

@@ -2,11 +2,13 @@
 //! that speak to the broker's door and to the proxy.
 
 mod answers;
+mod closed;
 mod door;
 mod grants;
 mod outdoors;
 mod policy;
 mod providers;
+mod replaced;
 mod scope;
 mod taken;
 mod trail;
@@ -19,7 +21,7 @@ use bytes::Bytes;
 use choir_core::{Generation, SandboxId, Slot};
 use choir_hypervisor::clock::MockClock;
 use choir_hypervisor::config::Config;
-use choir_runtime::ListenerKind;
+use choir_runtime::{ListenerKind, Stream};
 use choir_store::{AuditFilter, AuditRow};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
@@ -49,10 +51,19 @@ impl Scene {
     }
 
     async fn with(configure: impl FnOnce(&mut Config)) -> Self {
+        Self::made(tempfile::tempdir().unwrap(), configure).await
+    }
+
+    /// With its database in this directory.
+    async fn on(directory: tempfile::TempDir) -> Self {
+        Self::made(directory, |_| {}).await
+    }
+
+    async fn made(directory: tempfile::TempDir, configure: impl FnOnce(&mut Config)) -> Self {
         let outdoors = Outdoors::new();
         outdoors.host(API, PUBLIC);
         let clock = clock();
-        let start = start_configured(&clock, |sim| sim, outdoors.outside(), configure).await;
+        let start = start_configured(directory, &clock, |sim| sim, outdoors.outside(), configure).await;
         let mut ada = start.ada().await;
         let sandboxes = workspace(&mut ada).await;
         for slot in Slot::ALL {
@@ -91,24 +102,22 @@ impl Scene {
         made["id"].as_str().unwrap().to_owned()
     }
 
+    /// A new process over the same database and sandboxes, once it has taken these over.
+    async fn restart(&mut self) {
+        self.start = self.start.restarted().await;
+        for id in &self.sandboxes {
+            let handle = self.start.app.fleet.handle(id).unwrap();
+            let ready = handle
+                .settle(std::time::Duration::from_secs(20), |s| s.observed.name() == "ready")
+                .await;
+            assert_eq!(ready.observed.name(), "ready");
+        }
+    }
+
     /// The sandbox that was put into this slot at first.
     fn generation(&self, slot: Slot) -> Generation {
         let id = &self.sandboxes[usize::from(slot == Slot::Dev)];
         self.start.app.fleet.handle(id).unwrap().ready().unwrap()
-    }
-
-    /// Starts the hypervisor anew, and waits until it has taken over both sandboxes.
-    async fn restart(&mut self) {
-        self.start = self.start.restarted().await;
-        let ready = async {
-            for id in &self.sandboxes {
-                while self.start.app.fleet.handle(id).unwrap().ready().is_none() {
-                    tokio::task::yield_now().await;
-                }
-            }
-        };
-        let waited = tokio::time::timeout(std::time::Duration::from_secs(20), ready).await;
-        waited.expect("the sandboxes are taken over");
     }
 
     /// What a program in dev's first sandbox gets from the broker.
@@ -122,19 +131,17 @@ impl Scene {
 
     /// The same, with the body still on its way.
     async fn begin(&self, slot: Slot, request: Request<Body>) -> Begun {
-        let stream = self
-            .start
-            .sim
-            .connect_inside(&self.generation(slot), ListenerKind::Broker)
-            .await;
-        let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
-        tokio::spawn(connection);
-        let (mut head, body) = request.into_parts();
-        head.headers.entry("host").or_insert("127.0.0.1:9091".parse().unwrap());
-        let response = send.send_request(Request::from_parts(head, body)).await.unwrap();
-        Begun(response)
+        begin(self.connect_broker(slot).await, request).await
+    }
+
+    async fn connect_broker(&self, slot: Slot) -> Stream {
+        let sim = &self.start.sim;
+        sim.connect_inside(&self.generation(slot), ListenerKind::Broker).await
+    }
+
+    /// A connection to the broker from a program in dev.
+    async fn connect_dev(&self) -> Stream {
+        self.connect_broker(Slot::Dev).await
     }
 
     async fn get(&self, path: &str) -> Told {
@@ -161,6 +168,30 @@ impl Scene {
         rows
     }
 
+    /// Tells the hypervisor to stop, which makes it record what it only counted so far, and waits until the rows of this
+    /// action and outcome stand for so many events; those rows.
+    async fn told_in_the_end(&self, action: &str, outcome: &str, events: u64) -> Vec<AuditRow> {
+        self.start.app.stopping.cancel();
+        let told = async {
+            loop {
+                let filter = AuditFilter {
+                    action: Some(action.into()),
+                    outcome: Some(outcome.into()),
+                    limit: 5000,
+                    ..AuditFilter::default()
+                };
+                let rows = self.start.app.store.audit_rows(filter).await.unwrap();
+                let stand_for: u64 = rows.iter().map(|row| row.times.unwrap_or(1)).sum();
+                assert!(stand_for <= events, "{stand_for} of {events}: {rows:?}");
+                if stand_for == events {
+                    return rows;
+                }
+            }
+        };
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(20), told).await;
+        waited.expect("all events are told of")
+    }
+
     /// Waits until an intent of this action has ended so.
     async fn until(&self, action: &str, outcome: &str) {
         let ended = async {
@@ -171,6 +202,23 @@ impl Scene {
         let waited = tokio::time::timeout(std::time::Duration::from_secs(20), ended).await;
         assert!(waited.is_ok(), "{:?}", self.audited(action).await);
     }
+}
+
+/// Sends one request and waits for the head of its answer.
+async fn begin(stream: Stream, request: Request<Body>) -> Begun {
+    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let (mut head, body) = request.into_parts();
+    head.headers.entry("host").or_insert("127.0.0.1:9091".parse().unwrap());
+    let response = send.send_request(Request::from_parts(head, body)).await.unwrap();
+    Begun(response)
+}
+
+/// The same, and all of the answer.
+async fn exchange(stream: Stream, request: Request<Body>) -> Told {
+    begin(stream, request).await.whole().await
 }
 
 /// An answer whose head has come.

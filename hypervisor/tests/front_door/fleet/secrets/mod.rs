@@ -53,7 +53,8 @@ async fn a_secret_is_stored_replaced_listed_and_deleted_and_its_value_is_never_s
     for answer in [first, second, list] {
         assert!(!answer.text().contains(CANARY) && !answer.text().contains("another"));
     }
-    delete(&mut ada, "GITHUB_TOKEN").await.expect(StatusCode::NO_CONTENT);
+    let gone = delete(&mut ada, "GITHUB_TOKEN").await.expect(StatusCode::OK);
+    assert_eq!(gone, json!({"name": "GITHUB_TOKEN", "ended_grants": []}));
     delete(&mut ada, "GITHUB_TOKEN")
         .await
         .refused(StatusCode::NOT_FOUND, "not_found");
@@ -106,7 +107,7 @@ async fn two_users_with_one_name_each_have_their_own_secret() {
     put(&mut eve, "token", json!({"value": "eve's"}))
         .await
         .expect(StatusCode::CREATED);
-    delete(&mut eve, "token").await.expect(StatusCode::NO_CONTENT);
+    delete(&mut eve, "token").await.expect(StatusCode::OK);
     assert_eq!(value(&start, &mut ada, "token").await.unwrap(), "ada's");
     assert!(value(&start, &mut eve, "token").await.is_err());
 }
@@ -147,7 +148,7 @@ async fn every_change_is_in_the_trail_and_no_value_is_in_any_answer_or_file() {
     put(&mut ada, "gone", json!({"value": CANARY, "reveal": true}))
         .await
         .expect(StatusCode::CREATED);
-    delete(&mut ada, "gone").await.expect(StatusCode::NO_CONTENT);
+    delete(&mut ada, "gone").await.expect(StatusCode::OK);
     let events = ada.get("/me/audit?action=secret.").await.expect(StatusCode::OK);
     let actions: Vec<_> = events["items"]
         .as_array()

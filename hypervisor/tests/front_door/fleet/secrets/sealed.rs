@@ -36,6 +36,22 @@ async fn without_its_key_secrets_answer_503_while_login_routing_and_swap_go_on()
     delete(&mut ada, "token")
         .await
         .refused(StatusCode::SERVICE_UNAVAILABLE, "sealed");
+    // No code is made that could never be used, nor a user who would get some; a code that is right is not refused as wrong.
+    ada.post("/me/recovery-codes", json!({}))
+        .await
+        .refused(StatusCode::SERVICE_UNAVAILABLE, "sealed");
+    let invite = ada.post("/admin/invites", json!({})).await.expect(StatusCode::CREATED);
+    let mut eve = sealed.browser();
+    eve.register("eve", invite["invite"].as_str())
+        .await
+        .refused(StatusCode::SERVICE_UNAVAILABLE, "sealed");
+    let code = json!({"username": "ada", "code": ada.recovery_codes[0]});
+    let mut lost = sealed.browser();
+    lost.post("/auth/recovery", code.clone())
+        .await
+        .refused(StatusCode::SERVICE_UNAVAILABLE, "sealed");
+    let left = ada.get("/me/recovery-codes").await.expect(StatusCode::OK);
+    assert_eq!(left["left"], 10);
     let listed = ada.get("/me/secrets").await.expect(StatusCode::OK);
     assert_eq!(listed["items"][0]["version"], 1, "names are known without the key");
     assert!(value(&sealed, &mut ada, "token").await.unwrap_err().contains("sealed"));
@@ -57,4 +73,14 @@ async fn without_its_key_secrets_answer_503_while_login_routing_and_swap_go_on()
     put(&mut ada, "token", json!({"value": "new"}))
         .await
         .expect(StatusCode::OK);
+    eve.router = opened.router.clone();
+    eve.register("eve", invite["invite"].as_str())
+        .await
+        .expect(StatusCode::OK);
+    assert_eq!(eve.recovery_codes.len(), 10);
+    lost.router = opened.router.clone();
+    lost.post("/auth/recovery", code).await.expect(StatusCode::OK);
+    // What was written meanwhile is told of.
+    let found = opened.app.store.verify_audit(None).await.unwrap();
+    assert_eq!((found.bad, found.sealed.len()), (None, 1));
 }
