@@ -4,7 +4,7 @@ use choir_core::Name;
 use clap::{Parser, Subcommand};
 
 use crate::verbs::{
-    audit, completions, config, deployments, doctor, exec, grants, invites, login, logs, open, pause, releases,
+    audit, completions, config, deployments, doctor, exec, grants, invites, login, logs, open, pause, prove, releases,
     restart, run, secrets, shell, smoke, start, stop, swap, tasks, tokens, usage, workspaces,
 };
 
@@ -69,6 +69,7 @@ pub enum Verb {
     Grants(grants::Args),
     Usage(usage::Args),
     Audit(audit::Args),
+    Prove(prove::Args),
     Smoke(smoke::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),

@@ -29,6 +29,34 @@ pub async fn watch<T>(what: &str, quiet: bool, work: impl Future<Output = T>) ->
     }
 }
 
+/// A line about work that says itself how far it is.
+pub struct Line {
+    quiet: bool,
+    begun: Instant,
+}
+
+impl Line {
+    pub fn begin(quiet: bool) -> Self {
+        Self {
+            quiet: quiet || !io::stderr().is_terminal(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// Says it, once the work has taken a second.
+    pub fn tell(&mut self, text: &str) {
+        if !self.quiet && self.begun.elapsed() >= Duration::from_secs(1) {
+            draw(text);
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.tell("");
+    }
+}
+
 /// Replaces the line the cursor is on.
 fn draw(text: &str) {
     let mut err = io::stderr().lock();

@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 
+#[path = "front_door/prove.rs"]
+mod prove;
+
 /// `METHOD /path` and the answers to give, in turn; the last one again and again.
 type Answers = BTreeMap<&'static str, Vec<(u16, String)>>;
 

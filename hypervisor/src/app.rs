@@ -18,6 +18,7 @@ use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::egress::Outside;
+use crate::prove::Searches;
 use crate::providers::Providers;
 use crate::random::Random;
 use crate::reconcile::{DataPlane, Fleet, launch};
@@ -49,6 +50,7 @@ pub struct App {
     pub vault: Vault,
     pub providers: Arc<Providers>,
     pub outside: Outside,
+    pub searches: Searches,
     pub metrics_token: Option<String>,
 }
 

@@ -98,7 +98,49 @@ pub async fn backup(config: &Config, to: &Path, now: Timestamp) -> anyhow::Resul
     encrypt(copy.path(), part.path(), &recipients).with_context(|| format!("cannot write {}", file.display()))?;
     fs::rename(part.path(), &file).with_context(|| format!("cannot put {} in place", file.display()))?;
     sync_directory(to)?;
+    note_directory(config, to)?;
     Ok(file)
+}
+
+/// Where backups were written to, one directory a line, so that a search for secrets finds them.
+const DIRECTORIES: &str = "backup-directories";
+
+fn note_directory(config: &Config, to: &Path) -> anyhow::Result<()> {
+    let to = to
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", to.display()))?;
+    let noted = config.beside_store(DIRECTORIES);
+    let cause = || format!("cannot write {}", noted.display());
+    if directories(config).with_context(cause)?.contains(&to) {
+        return Ok(());
+    }
+    let mut notes = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&noted)
+        .with_context(cause)?;
+    writeln!(notes, "{}", to.display()).with_context(cause)
+}
+
+/// The directories that backups of this box were written to.
+pub fn directories(config: &Config) -> io::Result<Vec<PathBuf>> {
+    match fs::read_to_string(config.beside_store(DIRECTORIES)) {
+        Ok(lines) => Ok(lines.lines().map(PathBuf::from).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The backups in a directory, and what is left of one that was not finished.
+pub fn written(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        if name.to_string_lossy().starts_with("choir-") && name.to_string_lossy().contains(".db.age") {
+            found.push(directory.join(name));
+        }
+    }
+    Ok(found)
 }
 
 /// The copy's audit rows are those that were written; without the master key nothing is known about them.

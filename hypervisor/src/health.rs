@@ -83,6 +83,56 @@ impl App {
         ])
     }
 
+    /// What `/metrics` says.
+    pub(crate) fn metrics_text(&self) -> String {
+        let mut states: BTreeMap<&'static str, usize> = BTreeMap::new();
+        let (mut in_flight, mut tunnels) = (0, 0);
+        for handle in self.fleet.handles() {
+            *states.entry(handle.status.borrow().observed.name()).or_default() += 1;
+            in_flight += handle.present().map_or(0, |g| self.forwarder.in_flight(&g));
+            tunnels += handle.activity.tunnels();
+        }
+        let mut text = String::new();
+        let mut gauge = |name: &str, help: &str, rows: &[(String, String)]| {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+            for (labels, value) in rows {
+                let _ = writeln!(text, "{name}{labels} {value}");
+            }
+        };
+        let rows: Vec<_> = states
+            .iter()
+            .map(|(s, n)| (format!("{{state=\"{s}\"}}"), n.to_string()))
+            .collect();
+        gauge("choir_sandboxes", "Sandboxes by observed state.", &rows);
+        let one = |value: String| [(String::new(), value)];
+        gauge(
+            "choir_workspaces",
+            "Workspaces with a route.",
+            &one(self.table.len().to_string()),
+        );
+        gauge(
+            "choir_requests_in_flight",
+            "Requests being carried into sandboxes.",
+            &one(in_flight.to_string()),
+        );
+        gauge(
+            "choir_tunnels",
+            "Open websockets into sandboxes.",
+            &one(tunnels.to_string()),
+        );
+        gauge(
+            "choir_audit_failing",
+            "1 while the audit trail cannot be written, so that no secret is used.",
+            &one(u8::from(self.store.audit_is_failing()).to_string()),
+        );
+        gauge(
+            "choir_resident_bytes",
+            "Resident memory of the hypervisor.",
+            &one(resident_bytes().to_string()),
+        );
+        text
+    }
+
     /// Whether this caller may read metrics: from this machine, or with the token.
     fn may_read_metrics(&self, peer: PeerAddr, headers: &HeaderMap) -> bool {
         let Some(token) = &self.metrics_token else {
@@ -101,52 +151,11 @@ async fn metrics(State(app): State<Arc<App>>, peer: PeerAddr, headers: HeaderMap
             "Metrics are for this machine, or for the metrics token.",
         ));
     }
-    let mut states: BTreeMap<&'static str, usize> = BTreeMap::new();
-    let (mut in_flight, mut tunnels) = (0, 0);
-    for handle in app.fleet.handles() {
-        *states.entry(handle.status.borrow().observed.name()).or_default() += 1;
-        in_flight += handle.present().map_or(0, |g| app.forwarder.in_flight(&g));
-        tunnels += handle.activity.tunnels();
-    }
-    let mut text = String::new();
-    let mut gauge = |name: &str, help: &str, rows: &[(String, String)]| {
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
-        for (labels, value) in rows {
-            let _ = writeln!(text, "{name}{labels} {value}");
-        }
-    };
-    let rows: Vec<_> = states
-        .iter()
-        .map(|(s, n)| (format!("{{state=\"{s}\"}}"), n.to_string()))
-        .collect();
-    gauge("choir_sandboxes", "Sandboxes by observed state.", &rows);
-    let one = |value: String| [(String::new(), value)];
-    gauge(
-        "choir_workspaces",
-        "Workspaces with a route.",
-        &one(app.table.len().to_string()),
-    );
-    gauge(
-        "choir_requests_in_flight",
-        "Requests being carried into sandboxes.",
-        &one(in_flight.to_string()),
-    );
-    gauge(
-        "choir_tunnels",
-        "Open websockets into sandboxes.",
-        &one(tunnels.to_string()),
-    );
-    gauge(
-        "choir_audit_failing",
-        "1 while the audit trail cannot be written, so that no secret is used.",
-        &one(u8::from(app.store.audit_is_failing()).to_string()),
-    );
-    gauge(
-        "choir_resident_bytes",
-        "Resident memory of the hypervisor.",
-        &one(resident_bytes().to_string()),
-    );
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+    Ok((
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        app.metrics_text(),
+    )
+        .into_response())
 }
 
 /// From `/proc/self/statm`; 0 where that cannot be read.

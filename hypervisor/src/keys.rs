@@ -18,6 +18,13 @@ pub struct Keys {
     pub authorities: Option<Arc<Authorities>>,
 }
 
+/// What the audit chain's key is derived under.
+const AUDIT: &str = "choir audit chain";
+/// What the key of the hashes of recovery codes is derived under.
+const PEPPER: &str = "choir recovery code pepper";
+/// What keys are derived under here.
+pub const LABELS: [&str; 2] = [AUDIT, PEPPER];
+
 /// Unlocks the vault and the chain of audit rows with the key file, which is made at the first start of a database and
 /// never again.
 pub async fn load(path: &Path, store: &Store, random: &Arc<dyn Random>) -> anyhow::Result<Keys> {
@@ -25,12 +32,12 @@ pub async fn load(path: &Path, store: &Store, random: &Arc<dyn Random>) -> anyho
         .await
         .context("the master key")?;
     if let Some(own) = &own {
-        store.set_audit_key(derive(own, "choir audit chain"));
+        store.set_audit_key(derive(own, AUDIT));
     }
     Ok(Keys {
         vault,
         authorities: own.as_ref().map(|own| Arc::new(Authorities::new(own))),
-        pepper: own.as_ref().map(|own| derive(own, "choir recovery code pepper")),
+        pepper: own.as_ref().map(|own| derive(own, PEPPER)),
     })
 }
 

@@ -19,6 +19,7 @@ pub mod health;
 pub mod keys;
 pub mod pages;
 pub mod places;
+pub mod prove;
 pub mod providers;
 pub mod random;
 pub mod reconcile;

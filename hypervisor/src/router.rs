@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::auth::extract::PeerAddr;
 use crate::auth::{self, Route};
 use crate::error::ApiError;
-use crate::{admin, deployments, grants, health, pages, providers, releases, secrets, workspaces};
+use crate::{admin, deployments, grants, health, pages, prove, providers, releases, secrets, workspaces};
 
 /// The most a JSON body may have, in bytes. The sandbox API streams and is not bound by it.
 const MOST_BODY: usize = 1 << 20;
@@ -32,6 +32,7 @@ pub fn tables() -> Vec<&'static [Route]> {
         secrets::routes::ROUTES,
         grants::routes::ROUTES,
         providers::routes::ROUTES,
+        prove::routes::ROUTES,
     ]
 }
 
@@ -42,6 +43,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .merge(deployments::routes::router())
         .merge(releases::routes::router())
         .merge(admin::routes::router())
+        .merge(prove::routes::router())
         .route_layer(middleware::from_fn_with_state(app.clone(), after_take_over))
         .merge(health::router())
         .merge(secrets::routes::router())

@@ -26,6 +26,7 @@ use crate::egress::{Deps, Gateway, Outside};
 use crate::gate::Gatekeeper;
 use crate::keys::{self, Keys};
 use crate::places;
+use crate::prove::Searches;
 use crate::providers::Providers;
 use crate::random::{OsRandom, Random, draw};
 use crate::reconcile::{Fleet, Services};
@@ -97,6 +98,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         vault: key.vault,
         providers: Arc::new(Providers::new(&config.providers)?),
         outside,
+        searches: Searches::default(),
         metrics_token,
         config,
     }))

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent::Agent;
 use crate::api::{Callers, Listener, router, serve};
-use crate::{dial, log, report, services, sudo_server, trust};
+use crate::{dial, log, report, services, sudo_server, sweep, trust};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
@@ -105,7 +105,7 @@ impl Link {
         }
         self.agent.set_config(config);
         let listener = Listener::Unix(unix_listener(socket.into())?);
-        let api = tokio::spawn(serve(listener, router(Arc::clone(&self.agent)), Callers::All));
+        let api = tokio::spawn(serve(listener, sweep::router(Arc::clone(&self.agent)), Callers::All));
         match self.api.replace(api) {
             Some(old) => old.abort(),
             None => begin(&self.agent)?,

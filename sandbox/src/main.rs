@@ -24,6 +24,8 @@ mod sudo;
 mod sudo_args;
 mod sudo_client;
 mod sudo_server;
+mod sweep;
+mod sweep_look;
 mod task_events;
 mod task_log;
 mod task_run;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     }
     match args.next().as_deref().and_then(OsStr::to_str) {
         Some("agent") => init::run(jiff::Timestamp::now, random),
+        Some("look") => sweep_look::main(&args.collect::<Vec<_>>()),
         Some("--version" | "-V") => {
             println!("choir-sandbox {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

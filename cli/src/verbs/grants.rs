@@ -45,8 +45,8 @@ pub struct Add {
     /// Which of your secrets; see `choir secrets`
     #[arg(long, value_name = "NAME")]
     pub secret: SecretName,
-    /// A service (github, gitlab, openai, anthropic, npm, pypi, crates-io) or a way to send the secret (bearer, basic:USER,
-    /// header:NAME, query:NAME) [default: the service that is called like the capability]
+    /// A service (github, gitlab, openai, anthropic, npm, pypi, crates-io, claude, codex, gh) or a way to send the secret
+    /// (bearer, basic:USER, header:NAME, query:NAME) [default: the service that is called like the capability]
     #[arg(long, value_name = "NAME")]
     pub template: Option<String>,
     /// Where it may go; several times for several hosts

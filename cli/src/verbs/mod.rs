@@ -13,6 +13,7 @@ pub mod logout;
 pub mod logs;
 pub mod open;
 pub mod pause;
+pub mod prove;
 pub mod releases;
 pub mod restart;
 pub mod run;
@@ -73,6 +74,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Secrets(args) => secrets::run(&ctx, &args).await,
         Verb::Usage(args) => usage::run(&ctx, &args).await,
         Verb::Audit(args) => audit::run(&ctx, args).await,
+        Verb::Prove(args) => prove::run(&ctx, &args).await,
         Verb::Smoke(args) => smoke::run(&ctx, args).await,
         Verb::Doctor(args) => doctor::run(&ctx, &args).await,
         Verb::Completions(_) => Ok(()),

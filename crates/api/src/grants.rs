@@ -12,7 +12,7 @@ pub struct CreateGrant {
     pub slot: Slot,
     pub capability: Capability,
     pub secret: SecretName,
-    /// `github`, `gitlab`, `openai`, `anthropic`, `npm`, `pypi`, `crates-io`; or only the way to inject: `bearer`,
+    /// `github`, `gitlab`, `openai`, `anthropic`, `npm`, `pypi`, `crates-io`, `claude`, `codex`, `gh`; or only the way to inject: `bearer`,
     /// `basic:USER`, `header:NAME`, `query:NAME`. The one called like the capability, if any, where this is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,

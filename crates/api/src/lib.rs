@@ -7,6 +7,7 @@ pub mod audit;
 pub mod client;
 pub mod error;
 pub mod grants;
+pub mod prove;
 pub mod sandbox;
 pub mod secrets;
 pub mod usage;

@@ -17,7 +17,9 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+use crate::SecretValue;
 use crate::keys::{Key, derive_from};
+use crate::prove::{Builder, Kind, Sought};
 
 /// How long a leaf is good for, and when it is made anew.
 const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -25,12 +27,19 @@ const LEAF_RENEWED: SignedDuration = SignedDuration::from_hours(20 * 24);
 /// Leaves kept of one authority; grants of one slot name fewer hosts.
 const MOST_LEAVES: usize = 256;
 
+const ISSUER: &str = "issuer";
+const LEAF: &str = "leaf";
+const ROLES: [&str; 2] = [ISSUER, LEAF];
+
+/// What all of them are derived under.
+pub(crate) const LABEL: &str = "choir egress authorities";
+
 /// What the authorities of all generations come from.
 pub struct Authorities(Zeroizing<[u8; 32]>);
 
 impl Authorities {
     pub fn new(own: &Key) -> Self {
-        Self(Zeroizing::new(crate::derive(own, "choir egress authorities")))
+        Self(Zeroizing::new(crate::derive(own, LABEL)))
     }
 
     /// The authority of one generation, by the name that no other generation ever has; the same at each call.
@@ -47,19 +56,31 @@ impl Authorities {
         // It is believed in one generation only, and is gone with it.
         params.not_before = rcgen::date_time_ymd(2025, 1, 1);
         params.not_after = rcgen::date_time_ymd(2049, 12, 31);
-        let key = self.key(generation, "issuer")?;
+        let key = self.key(generation, ISSUER)?;
         params.serial_number = Some(serial(generation));
         let certificate = params.self_signed(&key)?;
         Ok(Authority {
             pem: certificate.pem(),
             issuer: Issuer::new(params, key),
-            leaf: self.key(generation, "leaf")?,
+            leaf: self.key(generation, LEAF)?,
             leaves: Mutex::default(),
         })
     }
 
+    /// Has both private keys of a generation looked for.
+    pub fn seek(&self, generation: &str, into: &mut Builder) {
+        for role in ROLES {
+            let sought = Sought::of_the_box(Kind::Key, format!("egress {role} key of {generation}"));
+            into.add(sought, &SecretValue::new(self.scalar(generation, role).to_vec()));
+        }
+    }
+
+    fn scalar(&self, generation: &str, role: &str) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(derive_from(&self.0, &format!("{role} {generation}")))
+    }
+
     fn key(&self, generation: &str, role: &str) -> Result<KeyPair, AuthorityError> {
-        let scalar: Zeroizing<[u8; 32]> = Zeroizing::new(derive_from(&self.0, &format!("{role} {generation}")));
+        let scalar = self.scalar(generation, role);
         let secret = p256::SecretKey::from_slice(&*scalar).map_err(|_| AuthorityError::Key)?;
         let der = secret.to_pkcs8_der().map_err(|_| AuthorityError::Key)?;
         let wrapped = PrivatePkcs8KeyDer::from(der.as_bytes());
@@ -164,6 +185,20 @@ mod tests {
     fn authority(generation: &str) -> Authority {
         let own = Key::named(Default::default(), |bytes| bytes.fill(42));
         Authorities::new(&own).of(generation).unwrap()
+    }
+
+    #[test]
+    fn the_private_keys_of_a_generation_are_looked_for_and_no_others() {
+        let own = Key::named(Default::default(), |bytes| bytes.fill(42));
+        let mut builder = Builder::default();
+        Authorities::new(&own).seek("a/1", &mut builder);
+        let search = builder.build().unwrap();
+        let found = |generation: &str| {
+            let mut reader = search.reader();
+            reader.take(&authority(generation).leaf.serialize_der());
+            reader.finish().len()
+        };
+        assert_eq!((found("a/1"), found("a/2")), (1, 0));
     }
 
     fn host(name: &str) -> HostName {

@@ -96,6 +96,10 @@ impl Keyring {
         self.0.iter().find(|key| key.id == id)
     }
 
+    pub(crate) fn all(&self) -> &[Arc<Key>] {
+        &self.0
+    }
+
     /// How many keys there are; never 0.
     #[expect(clippy::len_without_is_empty, reason = "a ring is never empty")]
     pub fn len(&self) -> usize {

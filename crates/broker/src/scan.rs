@@ -1,7 +1,7 @@
 //! Finds a secret in what comes back, in every form in which a server might repeat it, across the borders of chunks.
 //! Holds back only bytes that may be the beginning of one, so that streams stay streams. It must not know HTTP.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use aho_corasick::automaton::{Automaton, StateID};
 use aho_corasick::nfa::contiguous::NFA;
@@ -39,7 +39,7 @@ impl Scanner {
         if !(SHORTEST..=LONGEST).contains(&secret.len()) {
             return None;
         }
-        let forms = forms(secret);
+        let forms: Vec<Vec<u8>> = forms(secret).into_keys().collect();
         // Upper and lower case alike: hexadecimal digits come in both, and header names in lower case only.
         let automaton = NFA::builder()
             .match_kind(MatchKind::Standard)
@@ -97,37 +97,64 @@ impl Scanner {
     }
 }
 
+/// How a value is written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Form {
+    Clear,
+    Hex,
+    Base64,
+    Url,
+    Json,
+}
+
+impl Form {
+    /// The form's name for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Clear => "clear",
+            Self::Hex => "hex",
+            Self::Base64 => "base64",
+            Self::Url => "url",
+            Self::Json => "json",
+        }
+    }
+}
+
 /// The ways in which a server may repeat a value: as it is, in hexadecimal, in base64 at the three places where it can
-/// begin in a longer text and in both alphabets, encoded for URLs and forms, and inside a JSON string.
-fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
-    let mut forms = BTreeSet::from([secret.to_vec(), HEXLOWER.encode(secret).into_bytes()]);
+/// begin in a longer text and in both alphabets, encoded for URLs and forms, and inside a JSON string. Where two are the
+/// same bytes, the plainer name counts.
+pub(crate) fn forms(secret: &[u8]) -> BTreeMap<Vec<u8>, Form> {
+    let mut forms = BTreeMap::from([
+        (HEXLOWER.encode(secret).into_bytes(), Form::Hex),
+        (secret.to_vec(), Form::Clear),
+    ]);
+    let mut add = |bytes: Vec<u8>, form| {
+        forms.entry(bytes).or_insert(form);
+    };
     for offset in 0..3 {
         let inner = inner_base64(secret, offset);
+        let url_safe = BASE64URL_NOPAD.encode(&[&vec![0; offset], secret].concat());
+        add(url_safe.as_bytes()[kept(secret.len(), offset)].to_vec(), Form::Base64);
         // The URL-safe alphabet differs in two characters; JSON may write `/` with a backslash before it.
-        forms.insert(inner.replace('/', "\\/").into_bytes());
-        forms.insert(inject::encode(inner.as_bytes()).into_bytes());
-        forms.insert(
-            BASE64URL_NOPAD.encode(&[&vec![0; offset], secret].concat())[kept(secret.len(), offset)]
-                .as_bytes()
-                .to_vec(),
-        );
-        forms.insert(inner.into_bytes());
+        add(inner.replace('/', "\\/").into_bytes(), Form::Base64);
+        add(inject::encode(inner.as_bytes()).into_bytes(), Form::Base64);
+        add(inner.into_bytes(), Form::Base64);
     }
     let encoded = inject::encode(secret);
-    forms.insert(encoded.replace("%20", "+").into_bytes());
+    add(encoded.replace("%20", "+").into_bytes(), Form::Url);
     // What the URL standard leaves alone in a path, and what forms encode beyond RFC 3986.
-    forms.insert(percent(secret, b"-._~!$&'()*+,;=:@/"));
-    forms.insert(percent(secret, b"-._~!'()*"));
-    forms.insert(percent(secret, b"-._*"));
-    forms.insert(encoded.into_bytes());
+    add(percent(secret, b"-._~!$&'()*+,;=:@/"), Form::Url);
+    add(percent(secret, b"-._~!'()*"), Form::Url);
+    add(percent(secret, b"-._*"), Form::Url);
+    add(encoded.into_bytes(), Form::Url);
     if let Ok(text) = std::str::from_utf8(secret) {
         for (beyond_ascii, in_html) in [(false, false), (true, false), (false, true), (true, true)] {
             let quoted = escaped(&json(text), beyond_ascii, in_html);
-            forms.insert(quoted.replace('/', "\\/").into_bytes());
-            forms.insert(quoted.into_bytes());
+            add(quoted.replace('/', "\\/").into_bytes(), Form::Json);
+            add(quoted.into_bytes(), Form::Json);
         }
     }
-    forms.into_iter().collect()
+    forms
 }
 
 /// What base64 makes of a secret that begins `offset` bytes (mod 3) into a text, without the characters that also

@@ -10,7 +10,7 @@ const CALL: &[&str] = &["GET", "HEAD", "POST"];
 const ALL: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 
 /// Every template's name.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 12] = [
     "github",
     "github-git",
     "gitlab",
@@ -20,6 +20,9 @@ pub const NAMES: [&str; 9] = [
     "npm",
     "pypi",
     "crates-io",
+    "claude",
+    "codex",
+    "gh",
 ];
 
 /// The rule of a template; `None` where there is none of this name.
@@ -59,6 +62,17 @@ pub fn template(name: &str) -> Option<Rule> {
                 header("authorization", "{secret}"),
             )
         },
+        // What these tools send where a person has logged in, rather than set a key.
+        "claude" => rule(&["api.anthropic.com"], CALL, bearer()),
+        "codex" => Rule {
+            path_prefix: "/backend-api/codex".to_owned(),
+            ..rule(&["chatgpt.com"], CALL, bearer())
+        },
+        "gh" => rule(
+            &["api.github.com", "uploads.github.com"],
+            ALL,
+            header("authorization", "token {secret}"),
+        ),
         _ => return None,
     })
 }
@@ -111,6 +125,13 @@ mod tests {
             "a host that does not parse would be left out"
         );
         assert!(template("nowhere").is_none());
+        for login in choir_core::logins::LOGINS {
+            assert!(
+                login.template.is_none_or(|name| NAMES.contains(&name)),
+                "{}",
+                login.tool
+            );
+        }
     }
 
     #[test]

@@ -209,11 +209,28 @@ impl Vault {
         Ok(self.0.store.touch_secret(user.clone(), name.clone(), at).await?)
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// The master keys as last read.
+    pub(crate) fn ring(&self) -> Result<Arc<Keyring>, VaultError> {
+        let ring = self.unsealed()?;
+        Ok(ring.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// The box's own key, for whoever derives another one from it.
+    pub(crate) async fn own_key(&self) -> Result<Key, VaultError> {
+        let check = self.0.store.key_check().await?.ok_or(VaultError::Sealed)?;
+        self.master(check.kek)?;
+        open_own_key(&*self.ring()?, &check).ok_or(VaultError::Damaged)
+    }
+
     fn unsealed(&self) -> Result<&RwLock<Arc<Keyring>>, VaultError> {
         self.0.ring.as_ref().ok_or(VaultError::Sealed)
     }
 
-    fn data_key(&self, row: &DataKey) -> Result<Key, VaultError> {
+    pub(crate) fn data_key(&self, row: &DataKey) -> Result<Key, VaultError> {
         Ok(open_data_key(&*self.master(row.key.kek)?, row)?)
     }
 

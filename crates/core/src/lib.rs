@@ -8,6 +8,7 @@ pub mod grant;
 pub mod host;
 pub mod ids;
 pub mod limits;
+pub mod logins;
 pub mod name;
 pub mod sandbox;
 mod schedule;
@@ -22,6 +23,7 @@ pub use ids::{
     DeploymentId, Generation, GrantId, GrantRequestId, IdRange, ReleaseId, SandboxId, SnapshotId, UserId, WorkspaceId,
 };
 pub use limits::Limits;
+pub use logins::Login;
 pub use name::{Name, SecretName};
 pub use schedule::Schedule;
 pub use settings::{Access, ReleaseConfig, WorkspaceSettings};

@@ -3,6 +3,7 @@
 
 pub mod channel;
 pub mod message;
+pub mod sweep;
 
 pub use channel::{Channel, Listener};
 pub use message::{AgentConfig, FromAgent, ListenerKind, SelfReport, ToAgent};

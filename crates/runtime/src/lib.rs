@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use choir_core::sandbox::Exit;
 use choir_core::{Door, Generation, IdRange, Limits, SandboxId};
 pub use choir_link::message::{AGENT_DIR, BUNDLE};
-pub use choir_link::{AgentConfig, ListenerKind};
+pub use choir_link::{AgentConfig, ListenerKind, sweep};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -157,6 +157,8 @@ pub trait Runtime: Send + Sync {
     /// Kills if need be, and removes until it is gone, with its sockets.
     async fn remove(&self, generation: &Generation) -> Result<()>;
     async fn inspect(&self, generation: &Generation) -> Result<Seen>;
+    /// What the container service tells of it to whoever may ask, as it is.
+    async fn description(&self, generation: &Generation) -> Result<Vec<u8>>;
     /// Changes memory, cpus and pids of a running container. Disk is the volume's.
     async fn limit(&self, generation: &Generation, limits: &Limits) -> Result<()>;
     async fn stats(&self, generation: &Generation) -> Result<Stats>;

@@ -236,6 +236,12 @@ impl Libpod {
             .await
     }
 
+    /// All that Podman tells of a container, as it tells it.
+    pub async fn description(&self, name: &str) -> Result<Bytes> {
+        let path = format!("/containers/{name}/json?size=false");
+        self.call(Method::GET, &path, None::<&()>).await
+    }
+
     /// All containers, running or not, that have the label.
     pub async fn list(&self, label: &str) -> Result<Vec<Listed>> {
         let filters = encode(&format!("{{\"label\":[\"{label}\"]}}"));

@@ -361,6 +361,11 @@ impl Runtime for Podman {
         }
     }
 
+    async fn description(&self, generation: &Generation) -> Result<Vec<u8>> {
+        let told = self.client().description(&generation.container_name()).await?;
+        Ok(told.to_vec())
+    }
+
     async fn limit(&self, generation: &Generation, limits: &Limits) -> Result<()> {
         let resources = template::resources(limits);
         self.client().update(&generation.container_name(), &resources).await?;

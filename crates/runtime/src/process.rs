@@ -327,6 +327,11 @@ impl Runtime for Process {
         Ok(read(&self.file(generation))?.map_or(Seen::Absent, |record| seen(&record)))
     }
 
+    /// Nothing is known of a process but the record that is kept of it.
+    async fn description(&self, generation: &Generation) -> Result<Vec<u8>> {
+        Ok(serde_json::to_vec(&self.record(generation)?).map_err(io::Error::from)?)
+    }
+
     /// Accepted and not enforced: nothing here confines a process.
     async fn limit(&self, generation: &Generation, _: &Limits) -> Result<()> {
         self.record(generation).map(|_| ())

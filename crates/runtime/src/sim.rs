@@ -13,7 +13,8 @@ use choir_link::ListenerKind;
 use tokio::sync::mpsc;
 
 use crate::gate;
-use crate::sim_app;
+use crate::sim_app::{self, Inside};
+use crate::sweep::{Frame, Part};
 use crate::{Error, Found, LogLine, Notice, Result, Runtime, Seen, Spec, Stats, Stream, Usage, Volumes};
 
 /// What goes wrong with the next start of a sandbox.
@@ -41,6 +42,8 @@ struct Inner {
     starts: u64,
     /// Ports something listens on in every sandbox; what is not here refuses.
     ports: Vec<u16>,
+    /// What is to be seen in sandboxes beside what the simulation puts there.
+    planted: HashMap<SandboxId, Vec<(Part, String, Vec<u8>)>>,
     /// Where the runtimes that look at this world are told what happens.
     watchers: Vec<mpsc::Sender<Notice>>,
 }
@@ -75,6 +78,21 @@ impl World {
     /// Lets the echo app listen on one more port in every sandbox.
     pub fn listen(&self, port: u16) {
         self.lock().ports.push(port);
+    }
+
+    /// Puts something into a sandbox: a file, or a process with this environment or command line.
+    pub fn plant(&self, sandbox: &SandboxId, part: Part, name: &str, bytes: &[u8]) {
+        let planted = (part, name.to_owned(), bytes.to_vec());
+        self.lock().planted.entry(sandbox.clone()).or_default().push(planted);
+    }
+
+    /// As if a program inside had written a line to its container's log.
+    pub fn print(&self, generation: &Generation, line: &str) -> Result<()> {
+        let line = LogLine {
+            stream: "stdout".to_owned(),
+            line: line.to_owned(),
+        };
+        self.with(generation, |c| c.log.push(line))
     }
 
     /// As if the process inside had ended; every runtime over this world tells. Nothing happens where none runs.
@@ -298,6 +316,16 @@ impl Runtime for Sim {
             .map_or(Seen::Absent, |c| c.seen.clone()))
     }
 
+    /// As Podman: names, labels and limits, and nothing of what the agent is told.
+    async fn description(&self, generation: &Generation) -> Result<Vec<u8>> {
+        self.world.with(generation, |c| {
+            let labels = [c.spec.generation.to_string(), c.spec.nonce.clone()];
+            serde_json::json!({"Name": c.spec.hostname, "Labels": labels, "Memory": c.limits.memory})
+                .to_string()
+                .into_bytes()
+        })
+    }
+
     async fn limit(&self, generation: &Generation, limits: &Limits) -> Result<()> {
         self.world.with(generation, |c| c.limits = *limits)
     }
@@ -331,7 +359,10 @@ impl Runtime for Sim {
                 return Err(Error::Unavailable("its agent is not connected".into()));
             }
             match door {
-                Door::Agent => Some(contained.spec.agent.clone()),
+                Door::Agent => Some(Inside {
+                    config: contained.spec.agent.clone(),
+                    frames: frames(&contained.spec.agent, world.planted.get(&generation.sandbox)),
+                }),
                 Door::Port(port) if world.ports.contains(&port) => None,
                 Door::Port(_) => return Err(Error::NotListening),
             }
@@ -343,6 +374,21 @@ impl Runtime for Sim {
     fn notices(&self) -> Option<mpsc::Receiver<Notice>> {
         self.notices.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+}
+
+/// What an agent would show: the environment of a user's process, and what was planted.
+fn frames(config: &choir_link::AgentConfig, planted: Option<&Vec<(Part, String, Vec<u8>)>>) -> Vec<Frame> {
+    let environment: String = config.env.iter().map(|(k, v)| format!("{k}={v}\0")).collect();
+    let own = (Part::Environment, "process 1".to_owned(), environment.into_bytes());
+    let all = std::iter::once(&own).chain(planted.into_iter().flatten());
+    let mut frames: Vec<Frame> = all
+        .flat_map(|(part, name, bytes)| {
+            let (part, name) = (*part, name.clone());
+            [Frame::Item { part, name }, Frame::Bytes(bytes.clone())]
+        })
+        .collect();
+    frames.push(Frame::Done);
+    frames
 }
 
 /// Volumes in memory: names and limits, no files.

@@ -1,4 +1,4 @@
-//! What answers inside a simulated sandbox: an agent's `/health`, and an app that echoes what it was sent.
+//! What answers inside a simulated sandbox: an agent's `/health` and `/sweep`, and an app that echoes what it was sent.
 //! It must not know the simulated world around it.
 
 use std::convert::Infallible;
@@ -14,13 +14,24 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::DuplexStream;
 
+use crate::sweep::{self, Frame};
+
+/// What a simulated agent knows.
+pub(crate) struct Inside {
+    pub config: AgentConfig,
+    /// What it shows when everything is looked through.
+    pub frames: Vec<Frame>,
+}
+
 /// Serves one connection: the agent's API where `agent` is given, else the app.
-pub(crate) async fn serve(stream: DuplexStream, generation: Generation, agent: Option<AgentConfig>) {
-    let service = service_fn(|request| {
-        let (generation, agent) = (generation.clone(), agent.clone());
+pub(crate) async fn serve(stream: DuplexStream, generation: Generation, agent: Option<Inside>) {
+    let agent = agent.as_ref();
+    let service = service_fn(|request: Request<Incoming>| {
+        let generation = generation.clone();
         async move {
             Ok::<_, Infallible>(match agent {
-                Some(config) => health(&request, &generation, &config),
+                Some(inside) if request.uri().path() == sweep::ROUTE => shown(&request, inside),
+                Some(inside) => health(&request, &generation, &inside.config),
                 None => echo(request, &generation).await,
             })
         }
@@ -29,6 +40,19 @@ pub(crate) async fn serve(stream: DuplexStream, generation: Generation, agent: O
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .await;
+}
+
+/// Only for who asks as the hypervisor does.
+fn shown(request: &Request<Incoming>, inside: &Inside) -> Response<Full<Bytes>> {
+    if !request.headers().contains_key(sweep::HEADER) {
+        return answer(
+            404,
+            &json!({"error": {"code": "not_found", "message": "There is nothing here."}}),
+        );
+    }
+    let mut bytes = Vec::new();
+    inside.frames.iter().for_each(|frame| frame.write(&mut bytes));
+    Response::new(Full::new(bytes.into()))
 }
 
 fn health(request: &Request<Incoming>, generation: &Generation, config: &AgentConfig) -> Response<Full<Bytes>> {

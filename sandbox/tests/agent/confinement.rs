@@ -92,6 +92,14 @@ async fn a_users_process_has_no_capability_and_can_get_none() {
 }
 
 #[tokio::test]
+async fn the_processes_of_another_user_than_the_agents_are_shown_to_the_hypervisor() {
+    let Some(inside) = sandbox().await else {
+        return;
+    };
+    crate::sweep::processes_of_another_user_are_shown(inside).await;
+}
+
+#[tokio::test]
 async fn sudo_is_root_with_the_documented_capabilities_and_no_more() {
     let Some((sandbox, _link)) = sandbox().await else {
         return;

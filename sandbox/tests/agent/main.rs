@@ -7,5 +7,6 @@ mod link;
 mod outward;
 mod sandbox;
 mod sudo;
+mod sweep;
 mod tasks;
 mod terminals;

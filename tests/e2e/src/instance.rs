@@ -172,6 +172,19 @@ impl Instance {
             .to_owned())
     }
 
+    /// The command line, as whoever has this token.
+    pub fn choir(&self, token: &str) -> Result<Command> {
+        let file = self.path("token");
+        fs::write(&file, token)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+        let mut command = Command::new(self.path("bin/choir"));
+        command
+            .env("CHOIR_URL", self.origin.as_str())
+            .env("CHOIR_TOKEN_FILE", file)
+            .env("HOME", self.path(""));
+        Ok(command)
+    }
+
     /// Everything in the database now.
     pub fn database(&self) -> Result<Dump> {
         Dump::of(&self.path("choir.db"))

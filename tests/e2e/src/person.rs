@@ -101,8 +101,14 @@ pub async fn is_signed_in(page: &Page) -> Result<()> {
     Ok(())
 }
 
-/// A token, made with the session of a page of the control host that is fresh.
+/// A client with a token, made with the session of a page of the control host that is fresh.
 pub async fn token(page: &Page, instance: &Instance, scopes: &[&str]) -> Result<Client> {
+    let token = token_text(page, scopes).await?;
+    Ok(Client::new(instance.origin().as_str(), Credential::Token(token))?)
+}
+
+/// Such a token itself.
+pub async fn token_text(page: &Page, scopes: &[&str]) -> Result<String> {
     let body = json!({"name": "e2e", "scopes": scopes});
     let made = page
         .eval(&format!(
@@ -111,10 +117,7 @@ pub async fn token(page: &Page, instance: &Instance, scopes: &[&str]) -> Result<
         ))
         .await?;
     let token = made["token"].as_str().with_context(|| format!("no token: {made}"))?;
-    Ok(Client::new(
-        instance.origin().as_str(),
-        Credential::Token(token.to_owned()),
-    )?)
+    Ok(token.to_owned())
 }
 
 /// The workspace's name as the typed client takes it.

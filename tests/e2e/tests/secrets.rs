@@ -1,12 +1,14 @@
 //! A stored secret is nowhere that a sandbox, or an operator who only looks, can find it (D01): not in environments,
-//! command lines, files, container descriptions, the database or the hypervisor's log. It is granted to nobody here.
+//! command lines, files, container descriptions, the database or the hypervisor's log. It is granted to nobody here. This
+//! looks by itself from outside, and by `choir prove` from the broker's side; both must find what the owner leaks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use choir_api::client::Client;
+use choir_api::client::{Client, Credential, SlotVerb};
+use choir_api::prove::{Owner, Report, Signed, Verdict};
 use choir_api::sandbox::{Command as Line, CreateTask};
 use choir_api::secrets::{PutSecret, SecretText};
 use choir_core::Slot;
@@ -14,7 +16,7 @@ use choir_e2e::browser::Browser;
 use choir_e2e::instance::Instance;
 use choir_e2e::person::{self, run, workspace};
 use choir_e2e::skip;
-use choir_e2e::waiting::{step, until};
+use choir_e2e::waiting::{PATIENCE, step, until};
 
 /// Kept as a secret should be.
 const KEPT: &str = "canary-kept-9d1f0c53a7be4426";
@@ -33,7 +35,8 @@ async fn a_stored_secret_is_nowhere_in_or_around_a_sandbox() -> Result<()> {
     let browser = Browser::start().await?;
     let page = browser.page().await?;
     person::register(&page, &instance).await?;
-    let client = person::token(&page, &instance, &person::EVERYTHING).await?;
+    let token = person::token_text(&page, &person::EVERYTHING).await?;
+    let client = Client::new(instance.origin().as_str(), Credential::Token(token.clone()))?;
     client.create_workspace(&workspace()).await?;
     for (name, value) in [("KEPT", KEPT), ("LEAKED", LEAKED)] {
         let put = PutSecret {
@@ -45,6 +48,8 @@ async fn a_stored_secret_is_nowhere_in_or_around_a_sandbox() -> Result<()> {
     for slot in Slot::ALL {
         step(&format!("start {slot}"), person::start(&client, slot)).await?;
     }
+    let clean = step("prove before the leak", prove(&instance, &token, "clean", 0)).await?;
+    is_clean(&clean)?;
     step("leak", leak(&client)).await?;
 
     let mut places = step("look around", around(&instance)).await?;
@@ -73,6 +78,108 @@ async fn a_stored_secret_is_nowhere_in_or_around_a_sandbox() -> Result<()> {
     ensure!(empty.is_empty(), "there was nothing to look at: {empty:?}");
     ensure!(found(KEPT).is_empty(), "it is in: {:?}", found(KEPT));
     ensure!(found(LEAKED) == LEAKS, "the control was found in: {:?}", found(LEAKED));
+
+    let leaky = step("prove after it", prove(&instance, &token, "leaky", 1)).await?;
+    finds_the_leaks(&leaky, "dev")?;
+    client
+        .ask_slot(&workspace(), Slot::Dev, SlotVerb::Stop, PATIENCE)
+        .await?;
+    let at_rest = step("prove with dev at rest", prove(&instance, &token, "at-rest", 1)).await?;
+    let files: Vec<_> = at_rest
+        .hits
+        .iter()
+        .map(|hit| (hit.what.as_str(), hit.item.as_str()))
+        .collect();
+    ensure!(files == [("files", "/home/leak")], "found at rest: {files:?}");
+    signatures(&instance, &token)
+}
+
+/// The report of `choir prove --all`, which must end with this exit code.
+async fn prove(instance: &Instance, token: &str, name: &str, code: i32) -> Result<Report> {
+    let file = instance.path(&format!("{name}.json"));
+    let mut choir = instance.choir(token)?;
+    choir.args(["prove", "--all", "--out"]).arg(&file);
+    let output = tokio::task::spawn_blocking(move || choir.output()).await??;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    println!("{told}");
+    ensure!(
+        output.status.code() == Some(code),
+        "`choir prove` ended with {}",
+        output.status
+    );
+    for value in [KEPT, LEAKED] {
+        ensure!(!told.contains(value), "the report has a value in it");
+    }
+    let signed: Signed = serde_json::from_slice(&fs::read(&file)?)?;
+    Ok(signed.verify(&signed.signature.key)?)
+}
+
+/// Nothing was found, and everything that there is was searched.
+fn is_clean(report: &Report) -> Result<()> {
+    let unsearched: Vec<_> = report.places.iter().filter(|place| !place.searched).collect();
+    ensure!(unsearched.is_empty(), "not searched: {unsearched:?}");
+    ensure!(
+        report.verdict == Verdict::Clean,
+        "{}: {:?}",
+        report.summary,
+        report.hits
+    );
+    for (what, least) in [
+        ("files", 100 << 20),
+        ("environment", 100),
+        ("command lines", 20),
+        ("sockets", 100),
+    ] {
+        let of = report.places.iter().filter(|place| place.what == what);
+        let small: Vec<_> = of
+            .filter(|place| matches!(place.owner, Owner::Sandbox { .. }) && place.bytes < least)
+            .collect();
+        ensure!(small.is_empty(), "hardly anything was looked at: {small:?}");
+    }
+    Ok(())
+}
+
+/// What the owner leaked, by name and place, and the kept secret nowhere.
+fn finds_the_leaks(report: &Report, slot: &str) -> Result<()> {
+    let place = |hit: &choir_api::prove::Hit| match &hit.owner {
+        Owner::Sandbox { slot, .. } => format!("{} of {slot}", hit.what),
+        _ => hit.what.clone(),
+    };
+    let of = |name: &str| -> BTreeSet<String> {
+        report
+            .hits
+            .iter()
+            .filter(|hit| hit.secret.name == name)
+            .map(place)
+            .collect()
+    };
+    ensure!(of("KEPT").is_empty(), "the kept one was found in: {:?}", of("KEPT"));
+    let leaks = ["files", "environment", "command lines"].map(|what| format!("{what} of {slot}"));
+    let mut expected = BTreeSet::from(leaks);
+    expected.insert("command lines of the host".to_owned());
+    ensure!(
+        of("LEAKED") == expected,
+        "the leaked one was found in: {:?}",
+        of("LEAKED")
+    );
+    ensure!(report.verdict == Verdict::Hits, "{}", report.summary);
+    Ok(())
+}
+
+/// A report that was kept is checked against the box, and a changed one is refused.
+fn signatures(instance: &Instance, token: &str) -> Result<()> {
+    let verify = |name: &str| -> Result<Option<i32>> {
+        let mut choir = instance.choir(token)?;
+        choir.args(["prove", "--verify"]).arg(instance.path(name));
+        Ok(choir.output()?.status.code())
+    };
+    ensure!(verify("clean.json")? == Some(0), "a genuine report was refused");
+    let forged = fs::read_to_string(instance.path("leaky.json"))?.replace("LEAKED", "KEPT");
+    fs::write(instance.path("forged.json"), forged)?;
+    ensure!(
+        verify("forged.json")? == Some(1),
+        "a changed report was taken for genuine"
+    );
     Ok(())
 }
 

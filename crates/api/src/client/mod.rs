@@ -7,6 +7,7 @@ mod dial;
 mod error;
 mod events;
 mod grants;
+mod prove;
 mod sandbox;
 mod secrets;
 mod socket;
@@ -28,6 +29,7 @@ pub use account::{CreateInvite, DevicePoll, DeviceStart, Invite, Me, NewInvite, 
 pub use audit::AuditExport;
 pub use error::ClientError;
 pub use events::{Events, ServerEvent};
+pub use prove::{Search, Step};
 pub use reqwest::header;
 pub use sandbox::{ExecEvent, ExecStream, Sandbox, TaskStream};
 pub use socket::{Frame, Socket};

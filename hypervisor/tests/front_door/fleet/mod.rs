@@ -9,6 +9,7 @@ mod deadline;
 mod egress;
 mod guard;
 mod lifecycle;
+mod prove;
 mod raw;
 mod secrets;
 mod sockets;

@@ -256,6 +256,10 @@ impl Runtime for Sockets {
         self.0.inspect(generation).await
     }
 
+    async fn description(&self, generation: &Generation) -> Done<Vec<u8>> {
+        self.0.description(generation).await
+    }
+
     async fn limit(&self, generation: &Generation, limits: &Limits) -> Done<()> {
         self.0.limit(generation, limits).await
     }
