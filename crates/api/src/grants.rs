@@ -13,7 +13,7 @@ pub struct CreateGrant {
     pub capability: Capability,
     pub secret: SecretName,
     /// `github`, `gitlab`, `openai`, `anthropic`, `npm`, `pypi`, `crates-io`; or only the way to inject: `bearer`,
-    /// `basic:USER`, `header:NAME`, `query:NAME`. The one called like the capability, if any, where this is missing.
+    /// `basic:USER`, `header:NAME`, `query:NAME`, `ssh`. The one called like the capability, if any, where this is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,7 +47,7 @@ pub struct Grant {
     pub expires_at: Option<Timestamp>,
 }
 
-/// `GET /me/grants/requests`: what a sandbox was refused. Either a host or a capability.
+/// `GET /me/grants/requests`: what a sandbox was refused. Either a host, a capability, or a use of a key for SSH.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantRequest {
     pub id: GrantRequestId,
@@ -57,6 +57,9 @@ pub struct GrantRequest {
     pub host: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capability: Option<Capability>,
+    /// In words: `sign in as root`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<String>,
     /// How often it was asked for.
     pub count: u64,
     pub first_at: Timestamp,
@@ -84,7 +87,8 @@ pub enum Decision {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GrantedCapability {
     pub capability: Capability,
-    /// Calls go to `$CHOIR_BROKER_URL` and this path, followed by the path at the host.
+    /// Calls go to `$CHOIR_BROKER_URL` and this path, followed by the path at the host. For SSH it is where the agent
+    /// socket `$SSH_AUTH_SOCK` leads.
     pub path: String,
     pub hosts: Vec<HostName>,
     pub methods: Vec<String>,

@@ -10,6 +10,7 @@ mod page;
 mod rotate;
 pub mod scan;
 mod seal;
+pub mod ssh;
 pub mod template;
 mod value;
 mod vault;

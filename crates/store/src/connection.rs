@@ -16,6 +16,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002_secrets.sql"),
     include_str!("migrations/0003_audit_chain.sql"),
     include_str!("migrations/0004_grants.sql"),
+    include_str!("migrations/0005_ssh_requests.sql"),
 ];
 
 /// Jobs that one commit may carry, so that the first does not wait for an endless queue.
