@@ -49,7 +49,12 @@ impl Door {
 
     /// The hosts of the slot's keys, as `KnownHostsCommand` of ssh_config(5) wants them.
     pub(super) async fn known_hosts(&self) -> Result<Response<Body>, Refusal> {
-        let granted = self.granted().await?.map(|(_, granted)| granted).unwrap_or_default();
+        let granted = self
+            .outlet
+            .granted()
+            .await?
+            .map(|(_, granted)| granted)
+            .unwrap_or_default();
         let lines: String = granted.iter().map(|grant| ssh::known_hosts(&grant.rule)).collect();
         let mut response = Response::new(Body::full(lines));
         let text = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -105,7 +110,7 @@ impl Client<'_> {
 
     /// What the slot is granted now; nothing where that cannot be read.
     async fn granted(&self) -> Option<(Standing, Vec<Grant>)> {
-        self.door.granted().await.ok().flatten()
+        self.door.outlet.granted().await.ok().flatten()
     }
 
     async fn identities(&self) -> Vec<u8> {
@@ -170,7 +175,7 @@ impl Client<'_> {
     async fn release(&self, standing: &Standing, grant: &Grant, key: &SshUse, signing: Signing) -> Option<Vec<u8>> {
         let deps = &self.door.outlet.gateway.deps;
         let what = format!("{} {}", grant.capability, signing.what());
-        let intent = self.door.intent(standing, ACTION, &what).await.ok()?;
+        let intent = self.door.outlet.intent(standing, ACTION, &what).await.ok()?;
         let receipt = Receipt::new(deps.store.clone(), deps.clock.clone(), intent);
         let opened = match deps.vault.open(&standing.user, &grant.secret).await {
             Ok(opened) => opened,
@@ -184,7 +189,7 @@ impl Client<'_> {
         let signed = tokio::task::spawn_blocking(move || ssh::sign(&opened.value, &key, &signing)).await;
         match signed.unwrap_or(Err(KeyError::Broken)) {
             Ok(signature) => {
-                self.door.used(standing, grant);
+                self.door.outlet.used(standing, grant);
                 receipt.end("ok");
                 Some(ssh::signed(&signature))
             }
