@@ -53,6 +53,11 @@ impl Neighbour {
         .await?;
         Ok(neighbour)
     }
+
+    /// Its network namespace.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 impl Drop for Neighbour {

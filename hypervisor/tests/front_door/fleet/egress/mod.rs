@@ -7,6 +7,7 @@ mod grants;
 mod outdoors;
 mod policy;
 mod scope;
+mod ssh;
 mod taken;
 mod trail;
 
