@@ -5,6 +5,7 @@ mod confinement;
 mod exec;
 mod link;
 mod sandbox;
+mod ssh;
 mod sudo;
 mod tasks;
 mod terminals;
