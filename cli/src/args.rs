@@ -4,8 +4,8 @@ use choir_core::Name;
 use clap::{Parser, Subcommand};
 
 use crate::verbs::{
-    audit, completions, config, deployments, doctor, exec, grants, invites, login, logs, open, pause, prove, releases,
-    restart, run, secrets, shell, smoke, start, stop, swap, tasks, tokens, usage, workspaces,
+    audit, completions, config, deployments, doctor, exec, grants, invites, login, logs, new, open, pause, prove,
+    releases, restart, run, secrets, shell, smoke, start, stop, swap, tasks, tokens, usage, workspaces,
 };
 
 /// Where `choir` looks when nothing says otherwise.
@@ -58,6 +58,7 @@ pub enum Verb {
     Shell(shell::Args),
     Logs(logs::Args),
     Config(config::Args),
+    New(new::Args),
     Workspaces(workspaces::Args),
     Releases(releases::Args),
     /// List the people of this box (admins only)

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::reaper::Reaper;
+use crate::ssh_agent;
 use crate::tasks::Tasks;
 use crate::terminals::Terminals;
 use crate::user::User;
@@ -182,6 +183,7 @@ impl Agent {
             env.insert("HOME".into(), home.into());
             // Tells `sudo` where to ask.
             env.insert("CHOIR_AGENT_DIR".into(), self.place.agent.clone().into());
+            env.insert("SSH_AUTH_SOCK".into(), self.place.agent.join(ssh_agent::SOCKET).into());
         }
         env.extend(extra.iter().map(|(name, value)| (name.into(), value.into())));
         env

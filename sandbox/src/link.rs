@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent::Agent;
 use crate::api::{Callers, Listener, router, serve};
-use crate::{dial, log, report, services, sudo_server, sweep, trust};
+use crate::{dial, log, report, services, ssh_agent, sudo_server, sweep, trust};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
@@ -144,6 +144,13 @@ fn begin(agent: &Arc<Agent>) -> io::Result<()> {
     }
     let sudo = bind(&agent.place.agent.join("sudo.sock"))?;
     tokio::spawn(sudo_server::serve(Arc::clone(agent), sudo));
+    let keys = bind(&agent.place.agent.join(ssh_agent::SOCKET))?;
+    tokio::spawn(ssh_agent::serve(Arc::clone(agent), keys));
+    if !agent.place.is_dev()
+        && let Err(e) = ssh_agent::configure()
+    {
+        log::say(&format!("ssh will not know granted hosts: {e}"));
+    }
     services::start(agent);
     Ok(())
 }

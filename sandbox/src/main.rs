@@ -1,5 +1,5 @@
 //! The sandbox agent. As `choir-sandbox agent` it is PID 1 of a sandbox; under the name `sudo` it is the client that
-//! asks the agent to run something as root. It must not know users, secrets or routes of the hypervisor.
+//! asks the agent to run something as root, and for `ssh` it tells which hosts are known. It must not know users, secrets or routes of the hypervisor.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -20,6 +20,7 @@ mod reaper;
 mod report;
 mod services;
 mod spawn;
+mod ssh_agent;
 mod sudo;
 mod sudo_args;
 mod sudo_client;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     match args.next().as_deref().and_then(OsStr::to_str) {
         Some("agent") => init::run(jiff::Timestamp::now, random),
         Some("look") => sweep_look::main(&args.collect::<Vec<_>>()),
+        Some(ssh_agent::KNOWN_HOSTS) => ssh_agent::known_hosts(std::env::var("CHOIR_BROKER_URL").ok()),
         Some("--version" | "-V") => {
             println!("choir-sandbox {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

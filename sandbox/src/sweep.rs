@@ -52,7 +52,7 @@ fn looks(agent: &Agent) -> VecDeque<(Become, &'static str)> {
     }
     let mut looks = VecDeque::from([(Become::Same, sweep_look::PROCESSES)]);
     let identities: BTreeSet<(u32, u32)> = sweep_look::processes()
-        .filter_map(|pid| sweep_look::identity(pid))
+        .filter_map(sweep_look::identity)
         .filter(|identity| *identity != (0, 0))
         .collect();
     for (uid, gid) in identities {

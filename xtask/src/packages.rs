@@ -103,6 +103,18 @@ const PACKAGES: &[Package] = &[
     package(Purpose::Test, "git", "git", "is cloned with in the end-to-end tests"),
     package(
         Purpose::Test,
+        "openssh-client",
+        "ssh-keygen",
+        "makes the keys of the tests and verifies what they sign",
+    ),
+    package(
+        Purpose::Test,
+        "openssh-server",
+        "/usr/sbin/sshd",
+        "is what sandboxes clone from and push to in the end-to-end tests",
+    ),
+    package(
+        Purpose::Test,
         "busybox-static",
         "busybox",
         "is the whole root file system of the runtime's tests",

@@ -1,19 +1,22 @@
 //! `choir grants`: which slot may use which secret where, and what sandboxes asked for. It must not know any rule.
 
+use std::path::PathBuf;
+
 use choir_api::grants::{CreateGrant, Decision, GrantRequest};
-use choir_core::{Capability, GrantId, GrantRequestId, HostName, SecretName, Slot};
+use choir_core::{Capability, GrantId, GrantRequestId, HostName, Inject, SecretName, Slot, SshUse};
 use clap::Subcommand;
 use jiff::SignedDuration;
 use serde_json::json;
 
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::known_hosts;
 use crate::output::{ago, table};
 
 /// Let a slot use a secret at some hosts, without seeing it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  choir grants add github --slot dev --secret GITHUB_TOKEN\n  choir grants add mail --slot live --secret MAIL_KEY --template bearer --host api.mail.example --method POST --path /v1/send\n  choir grants requests"
+    after_help = "Example:\n  choir grants add github --slot dev --secret GITHUB_TOKEN\n  choir grants add mail --slot live --secret MAIL_KEY --template bearer --host api.mail.example --method POST --path /v1/send\n  choir grants add deploy --slot dev --secret DEPLOY_KEY --template ssh --host github.com --namespace git\n  choir grants requests"
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -25,7 +28,7 @@ pub enum What {
     /// List the grants of all workspaces (the default)
     List,
     /// Grant a capability to a slot of the workspace
-    Add(Add),
+    Add(Box<Add>),
     /// End a grant
     Rm { id: GrantId },
     /// List what sandboxes were refused and you may allow
@@ -45,8 +48,8 @@ pub struct Add {
     /// Which of your secrets; see `choir secrets`
     #[arg(long, value_name = "NAME")]
     pub secret: SecretName,
-    /// A service (github, gitlab, openai, anthropic, npm, pypi, crates-io, claude, codex, gh) or a way to send the secret
-    /// (bearer, basic:USER, header:NAME, query:NAME) [default: the service that is called like the capability]
+    /// A service (github, gitlab, openai, anthropic, npm, pypi, crates-io, claude, codex, gh) or a way to use the secret
+    /// (bearer, basic:USER, header:NAME, query:NAME, ssh) [default: the service that is called like the capability]
     #[arg(long, value_name = "NAME")]
     pub template: Option<String>,
     /// Where it may go; several times for several hosts
@@ -58,6 +61,18 @@ pub struct Add {
     /// Only at and below this path
     #[arg(long = "path", value_name = "PATH")]
     pub path_prefix: Option<String>,
+    /// For ssh: a host's public key; several times for several [default: as github.com and gitlab.com publish theirs]
+    #[arg(long = "host-key", value_name = "KEY")]
+    pub host_keys: Vec<String>,
+    /// For ssh: take the hosts' keys from this file
+    #[arg(long, value_name = "FILE", conflicts_with = "host_keys")]
+    pub known_hosts: Option<PathBuf>,
+    /// For ssh: as whom to sign in; several times for several [default: git]
+    #[arg(long = "user", value_name = "USER")]
+    pub users: Vec<String>,
+    /// For ssh: what may be signed besides, `git` for commits; several times for several
+    #[arg(long = "namespace", value_name = "NAME")]
+    pub namespaces: Vec<String>,
     /// End by itself after so many hours
     #[arg(long, value_name = "HOURS", value_parser = clap::value_parser!(u32).range(1..=87_600))]
     pub hours: Option<u32>,
@@ -81,7 +96,10 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
                             format!("{}/{}", grant.workspace, grant.slot),
                             grant.capability.to_string(),
                             grant.secret.to_string(),
-                            grant.methods.join(","),
+                            match grant.inject {
+                                Inject::Ssh { .. } => "ssh".to_owned(),
+                                _ => grant.methods.join(","),
+                            },
                             format!("{}{}", hosts.join(","), grant.path_prefix),
                             if ended { "ended".to_owned() } else { until },
                         ]
@@ -94,12 +112,16 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
             })
         }
         Some(What::Add(add)) => {
-            let made = client.create_grant(&asked(ctx, add)).await?;
-            ctx.show(&made, || {
-                format!(
+            let made = client.create_grant(&asked(ctx, add)?).await?;
+            ctx.show(&made, || match &made.inject {
+                Inject::Ssh { ssh } => format!(
+                    "{}/{} may use {} over SSH; programs there find it at $SSH_AUTH_SOCK. Its public half, for the host:\n{}",
+                    made.workspace, made.slot, made.secret, ssh.public_key
+                ),
+                _ => format!(
                     "{}/{} may use {} as {}: programs there call $CHOIR_BROKER_URL/v1/egress/{}/…",
                     made.workspace, made.slot, made.secret, made.capability, made.capability
-                )
+                ),
             })
         }
         Some(What::Rm { id }) => {
@@ -123,8 +145,8 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn asked(ctx: &Context, add: &Add) -> CreateGrant {
-    CreateGrant {
+fn asked(ctx: &Context, add: &Add) -> Result<CreateGrant, Failure> {
+    Ok(CreateGrant {
         workspace: ctx.workspace.clone(),
         slot: add.slot,
         capability: add.capability.clone(),
@@ -133,11 +155,38 @@ fn asked(ctx: &Context, add: &Add) -> CreateGrant {
         hosts: (!add.hosts.is_empty()).then(|| add.hosts.clone()),
         methods: (!add.methods.is_empty()).then(|| add.methods.iter().map(|m| m.to_ascii_uppercase()).collect()),
         path_prefix: add.path_prefix.clone(),
-        inject: None,
+        inject: ssh(add)?,
         expires_at: add
             .hours
             .map(|hours| ctx.now + SignedDuration::from_hours(i64::from(hours))),
+    })
+}
+
+/// What was said about SSH, if anything was.
+fn ssh(add: &Add) -> Result<Option<Inject>, Failure> {
+    let mut host_keys = add.host_keys.clone();
+    if let Some(file) = &add.known_hosts {
+        for host in &add.hosts {
+            host_keys.extend(known_hosts::of(host.as_str(), file)?);
+        }
     }
+    let said = !(host_keys.is_empty() && add.users.is_empty() && add.namespaces.is_empty());
+    if !said {
+        return Ok(None);
+    }
+    if add.template.as_deref() != Some("ssh") {
+        let message = "--host-key, --known-hosts, --user and --namespace go with --template ssh";
+        return Err(Failure::Usage(message.to_owned()));
+    }
+    let mut ssh = SshUse {
+        host_keys,
+        namespaces: add.namespaces.clone(),
+        ..SshUse::default()
+    };
+    if !add.users.is_empty() {
+        ssh.users.clone_from(&add.users);
+    }
+    Ok(Some(Inject::Ssh { ssh }))
 }
 
 fn requests(items: &[GrantRequest], ctx: &Context) -> String {
@@ -147,7 +196,10 @@ fn requests(items: &[GrantRequest], ctx: &Context) -> String {
             let wanted = match (&request.host, &request.capability) {
                 (Some(host), _) => format!("to reach {host}"),
                 (None, Some(capability)) => format!("the capability {capability}"),
-                (None, None) => String::new(),
+                (None, None) => {
+                    let ssh = request.ssh.as_deref();
+                    ssh.map(|what| format!("to {what} over SSH")).unwrap_or_default()
+                }
             };
             vec![
                 request.id.to_string(),

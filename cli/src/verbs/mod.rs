@@ -11,6 +11,7 @@ pub mod invites;
 pub mod login;
 pub mod logout;
 pub mod logs;
+pub mod new;
 pub mod open;
 pub mod pause;
 pub mod prove;
@@ -65,6 +66,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Shell(args) => shell::run(&ctx, args).await,
         Verb::Logs(args) => logs::run(&ctx, &args).await,
         Verb::Config(args) => config::run(&ctx, &args).await,
+        Verb::New(args) => new::run(&ctx, &args).await,
         Verb::Workspaces(args) => workspaces::run(&ctx, &args).await,
         Verb::Releases(args) => releases::run(&ctx, &args).await,
         Verb::Users => users::run(&ctx).await,

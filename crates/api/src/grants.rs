@@ -12,8 +12,9 @@ pub struct CreateGrant {
     pub slot: Slot,
     pub capability: Capability,
     pub secret: SecretName,
-    /// `github`, `gitlab`, `openai`, `anthropic`, `npm`, `pypi`, `crates-io`, `claude`, `codex`, `gh`; or only the way to inject: `bearer`,
-    /// `basic:USER`, `header:NAME`, `query:NAME`. The one called like the capability, if any, where this is missing.
+    /// `github`, `gitlab`, `openai`, `anthropic`, `npm`, `pypi`, `crates-io`, `claude`, `codex`, `gh`; or only the way to use
+    /// it: `bearer`, `basic:USER`, `header:NAME`, `query:NAME`, `ssh`. The one called like the capability, if any, where
+    /// this is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,7 +48,7 @@ pub struct Grant {
     pub expires_at: Option<Timestamp>,
 }
 
-/// `GET /me/grants/requests`: what a sandbox was refused. Either a host or a capability.
+/// `GET /me/grants/requests`: what a sandbox was refused. Either a host, a capability, or a use of a key for SSH.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantRequest {
     pub id: GrantRequestId,
@@ -57,6 +58,9 @@ pub struct GrantRequest {
     pub host: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capability: Option<Capability>,
+    /// In words: `sign in as root`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<String>,
     /// How often it was asked for.
     pub count: u64,
     pub first_at: Timestamp,
@@ -84,7 +88,8 @@ pub enum Decision {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GrantedCapability {
     pub capability: Capability,
-    /// Calls go to `$CHOIR_BROKER_URL` and this path, followed by the path at the host.
+    /// Calls go to `$CHOIR_BROKER_URL` and this path, followed by the path at the host. For SSH it is where the agent
+    /// socket `$SSH_AUTH_SOCK` leads.
     pub path: String,
     pub hosts: Vec<HostName>,
     pub methods: Vec<String>,

@@ -1,9 +1,9 @@
-//! What a grant lets pass: host, method and path of one call, judged so that no way of writing a path widens it.
-//! Pure; it must not know whose grant it is, nor what the secret says.
+//! What a grant lets pass: host, method and path of one call, judged so that no way of writing a path widens it. What
+//! a key for SSH may sign is judged in `ssh`. Pure; it must not know whose grant it is, nor what the secret says.
 
 use choir_core::{HostName, Inject, Rule};
 
-use crate::inject;
+use crate::{inject, ssh};
 
 /// The header by which a caller chooses among a grant's hosts.
 pub const HOST_HEADER: &str = "x-choir-host";
@@ -22,6 +22,8 @@ pub enum Denial {
         "the path can be read in more than one way; send it without `.` and `..`, empty and encoded parts of these"
     )]
     Ambiguous,
+    #[error("this grant is for SSH, through the agent socket $SSH_AUTH_SOCK, and for nothing else")]
+    Ssh,
 }
 
 impl Denial {
@@ -31,6 +33,7 @@ impl Denial {
             Self::Host { .. } => "grant.hosts",
             Self::Method { .. } => "grant.methods",
             Self::Path { .. } | Self::Ambiguous => "grant.path_prefix",
+            Self::Ssh => "grant.inject",
         }
     }
 }
@@ -44,8 +47,12 @@ pub enum RuleError {
     Methods,
     #[error("`path_prefix` must be a plain path such as `/` or `/v1/users`, without `.`, `..`, `//`, `%`, `?` and `#`")]
     Prefix,
+    #[error("for SSH, `methods` must be empty and `path_prefix` `/`: nothing is sent by HTTP")]
+    NotHttp,
     #[error(transparent)]
     Inject(#[from] inject::TemplateError),
+    #[error(transparent)]
+    Ssh(#[from] ssh::UseError),
 }
 
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
@@ -53,6 +60,15 @@ const MOST_HOSTS: usize = 20;
 
 /// Refuses, with a sentence, a rule that is not plain.
 pub fn check(rule: &Rule) -> Result<(), RuleError> {
+    if let Inject::Ssh { ssh: key } = &rule.inject {
+        if !rule.methods.is_empty() || rule.path_prefix != "/" {
+            return Err(RuleError::NotHttp);
+        }
+        if rule.hosts.len() > MOST_HOSTS {
+            return Err(RuleError::Hosts);
+        }
+        return Ok(ssh::check(key, rule.hosts.len())?);
+    }
     if rule.hosts.is_empty() || rule.hosts.len() > MOST_HOSTS {
         return Err(RuleError::Hosts);
     }
@@ -73,6 +89,9 @@ pub fn check(rule: &Rule) -> Result<(), RuleError> {
 /// The host that a call goes to, if the rule covers it. `host` is what the caller chose, if anything; `path` is the
 /// path as it will be sent, without its query.
 pub fn admit<'r>(rule: &'r Rule, method: &str, host: Option<&str>, path: &str) -> Result<&'r HostName, Denial> {
+    if matches!(rule.inject, Inject::Ssh { .. }) {
+        return Err(Denial::Ssh);
+    }
     let mut hosts = rule.hosts.iter();
     let found = match host {
         None => hosts.next(),

@@ -36,6 +36,8 @@ pub enum InjectError {
     Unfit,
     #[error("the request's address is too long for the secret to be added")]
     TooLong,
+    #[error("the grant is for SSH, where the secret signs and is never sent")]
+    Signs,
 }
 
 /// Headers that frame a message, say where it goes, or are ours: none is a credential's place.
@@ -98,6 +100,7 @@ pub fn check(inject: &Inject) -> Result<(), TemplateError> {
                 return Err(TemplateError::Query);
             }
         }
+        Inject::Ssh { .. } => {}
     }
     Ok(())
 }
@@ -123,6 +126,7 @@ pub fn apply(inject: &Inject, secret: &SecretValue, head: &mut Parts) -> Result<
             head.uri = with_parameter(&head.uri, query, secret.expose())?;
             return Ok(());
         }
+        Inject::Ssh { .. } => return Err(InjectError::Signs),
     };
     remove_alike(head, &name);
     let mut value = HeaderValue::from_bytes(&value).map_err(|_| InjectError::Unfit)?;

@@ -13,6 +13,7 @@ mod rotate;
 pub mod scan;
 mod seal;
 mod signer;
+pub mod ssh;
 pub mod template;
 mod value;
 mod vault;

@@ -1,7 +1,7 @@
 //! Ready-made rules for well-known services, so that a grant names a service and a secret and nothing else.
 //! It must not know who uses them.
 
-use choir_core::{Inject, Rule};
+use choir_core::{Inject, Rule, SshUse};
 
 use crate::grant::rule;
 
@@ -77,10 +77,11 @@ pub fn template(name: &str) -> Option<Rule> {
     })
 }
 
-/// How a secret is put in where only the way is said: `bearer`, `basic:USER`, `header:NAME` or `query:NAME`.
+/// How a secret is used where only the way is said: `bearer`, `basic:USER`, `header:NAME`, `query:NAME` or `ssh`.
 pub fn way(text: &str) -> Option<Inject> {
     match text.split_once(':') {
         None if text == "bearer" => Some(bearer()),
+        None if text == "ssh" => Some(Inject::Ssh { ssh: SshUse::default() }),
         Some(("basic", user)) => Some(basic(user)),
         Some(("header", name)) => Some(header(name, "{secret}")),
         Some(("query", name)) => Some(Inject::Query { query: name.to_owned() }),
@@ -140,6 +141,7 @@ mod tests {
         assert_eq!(way("basic:me"), Some(Inject::Basic { basic: "me".into() }));
         assert_eq!(way("header:x-api-key"), Some(header("x-api-key", "{secret}")));
         assert_eq!(way("query:key"), Some(Inject::Query { query: "key".into() }));
+        assert_eq!(way("ssh"), Some(Inject::Ssh { ssh: SshUse::default() }));
         for bad in ["", "basic", "bearer:x", "cookie:a"] {
             assert_eq!(way(bad), None, "{bad}");
         }

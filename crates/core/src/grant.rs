@@ -61,7 +61,7 @@ impl fmt::Display for Capability {
     }
 }
 
-/// How a secret is put into a request.
+/// How a secret is put into a request, or used otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Inject {
@@ -71,15 +71,51 @@ pub enum Inject {
     Basic { basic: String },
     /// As a parameter of the query.
     Query { query: String },
+    /// Not at all: the secret is an OpenSSH private key, which signs for the sandbox's SSH agent.
+    Ssh { ssh: SshUse },
+}
+
+/// What a key may sign: sign-ins at hosts that prove to hold one of `host_keys`, and signatures over data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SshUse {
+    /// As in a known-hosts file, without the host: `ssh-ed25519 AAAA…`. Each of the grant's hosts may show any of them.
+    #[serde(default)]
+    pub host_keys: Vec<String>,
+    /// As whom to sign in.
+    #[serde(default = "git_user")]
+    pub users: Vec<String>,
+    /// What signatures may be for, as `ssh-keygen -Y sign -n` says it; `git` for commits and tags.
+    #[serde(default)]
+    pub namespaces: Vec<String>,
+    /// The secret's public half, which the hypervisor finds when the grant is made. What a person says here is ignored.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub public_key: String,
+}
+
+fn git_user() -> Vec<String> {
+    vec!["git".to_owned()]
+}
+
+impl Default for SshUse {
+    fn default() -> Self {
+        Self {
+            host_keys: Vec::new(),
+            users: git_user(),
+            namespaces: Vec::new(),
+            public_key: String::new(),
+        }
+    }
 }
 
 /// What a grant permits: the secret goes to these hosts over TLS on port 443, with these methods, at and below this path.
+/// A key for SSH goes nowhere; there `hosts` are those with its host keys, and methods and path mean nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// At least one; the first is meant where a call names none.
+    /// The first is meant where a call names none.
     pub hosts: Vec<HostName>,
-    /// In upper case. Empty permits none.
+    /// In upper case. Empty permits none, as for SSH.
     pub methods: Vec<String>,
     /// Begins with a slash. `/v1/x` permits itself and what is below it; not `/v1/xy`.
     pub path_prefix: String,

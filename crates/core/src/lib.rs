@@ -17,7 +17,7 @@ pub mod slot;
 
 pub use awake::Awake;
 pub use egress::{EgressPolicy, HostName, HostPattern};
-pub use grant::{Capability, Inject, Rule};
+pub use grant::{Capability, Inject, Rule, SshUse};
 pub use host::{Door, Hosts, SandboxHost, Target};
 pub use ids::{
     DeploymentId, Generation, GrantId, GrantRequestId, IdRange, ReleaseId, SandboxId, SnapshotId, UserId, WorkspaceId,

@@ -2,8 +2,8 @@
 
 use choir_core::settings::ProviderMode;
 use choir_core::{
-    Capability, EgressPolicy, GrantId, GrantRequestId, HostPattern, Name, Rule, SandboxId, SecretName, Slot, UserId,
-    WorkspaceId, WorkspaceSettings,
+    Capability, EgressPolicy, GrantId, GrantRequestId, HostPattern, Inject, Name, Rule, SandboxId, SecretName, Slot,
+    UserId, WorkspaceId, WorkspaceSettings,
 };
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -59,6 +59,8 @@ pub struct Standing {
 pub enum Wanted {
     Host(String),
     Capability(Capability),
+    /// To use a key for SSH, in words: `sign in as root`.
+    Ssh(String),
 }
 
 /// Something a sandbox was refused.
@@ -97,8 +99,9 @@ const REQUESTS: &str =
     "SELECT r.*, w.name AS workspace_name FROM grant_requests r JOIN workspaces w ON w.id = r.workspace_id";
 
 impl Store {
-    /// Makes a grant, and closes the request for it. One that has expired makes room; `Exists` when the slot has this
-    /// capability already, `NotFound` when the secret is gone.
+    /// Makes a grant, and closes the request for it; one of a key for SSH closes all for keys: what is still missing is
+    /// asked for again. One that has expired makes room; `Exists` when the slot has this capability already, `NotFound`
+    /// when the secret is gone.
     pub async fn add_grant(&self, new: NewGrant, event: AuditEvent) -> Result<Grant> {
         self.write(move |c| {
             let (workspace, slot, capability) = (new.workspace.as_str(), new.slot.as_str(), new.capability.as_str());
@@ -136,6 +139,12 @@ impl Store {
                  WHERE workspace_id = ?1 AND slot = ?2 AND kind = 'capability' AND subject = ?3",
                 params![workspace, slot, capability],
             )?;
+            if matches!(new.rule.inject, Inject::Ssh { .. }) {
+                c.execute(
+                    "DELETE FROM grant_requests WHERE workspace_id = ?1 AND slot = ?2 AND kind = 'ssh'",
+                    params![workspace, slot],
+                )?;
+            }
             audit::append(c, &event)?;
             let sql = format!("{GRANTS} WHERE g.id = ?1");
             c.prepare_cached(&sql)?
@@ -318,6 +327,7 @@ fn ask(c: &Connection, new: &NewRequest) -> Result<()> {
     let (kind, subject) = match &new.wanted {
         Wanted::Host(host) => ("host", host.as_str()),
         Wanted::Capability(capability) => ("capability", capability.as_str()),
+        Wanted::Ssh(what) => ("ssh", what.as_str()),
     };
     c.prepare_cached("DELETE FROM grant_requests WHERE workspace_id = ?1 AND expires_at <= ?2")?
         .execute(params![new.workspace.as_str(), millis(new.at)])?;
@@ -411,6 +421,7 @@ fn requests<P: rusqlite::Params>(c: &Connection, sql: &str, params: P) -> Result
 fn request(row: &Row<'_>) -> Result<GrantRequest> {
     let wanted = match row.get::<_, String>("kind")?.as_str() {
         "host" => Wanted::Host(row.get("subject")?),
+        "ssh" => Wanted::Ssh(row.get("subject")?),
         _ => Wanted::Capability(parsed(row, "subject")?),
     };
     Ok(GrantRequest {

@@ -2,17 +2,18 @@
 //! secret put in. Deny by default; who calls is the listener the call came in on. It must not keep a secret.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use choir_api::grants::GrantedCapability;
 use choir_broker::VaultError;
-use choir_core::Capability;
+use choir_core::{Capability, Inject};
 use choir_proxy::{Body, Io};
 use choir_store::{AuditEvent, Grant, Standing, Wanted};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 
@@ -22,6 +23,7 @@ use crate::providers;
 pub(crate) mod call;
 pub(crate) mod refusal;
 mod scanned;
+mod ssh;
 
 pub(crate) use refusal::Refusal;
 pub(crate) use scanned::Receipt;
@@ -31,7 +33,11 @@ const PROVIDERS: &str = "/v1/providers/";
 
 /// Serves one connection from inside.
 pub(crate) async fn serve<S: Io>(stream: S, outlet: Outlet) {
-    let door = Arc::new(Door { outlet });
+    let door = Arc::new(Door {
+        outlet,
+        upgraded: Mutex::default(),
+    });
+    let asked = door.clone();
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(10))
@@ -41,22 +47,33 @@ pub(crate) async fn serve<S: Io>(stream: S, outlet: Outlet) {
         .serve_connection(
             TokioIo::new(stream),
             service_fn(move |request| {
-                let door = door.clone();
+                let door = asked.clone();
                 async move { Ok::<_, Infallible>(door.answer(request).await) }
             }),
         );
     if let Err(error) = connection.with_upgrades().await {
         tracing::debug!(%error, "a broker connection ended");
     }
+    // Here, so that the connection keeps its place among the sandbox's.
+    let upgraded = door
+        .upgraded
+        .lock()
+        .expect("never poisoned: no panic while held")
+        .take();
+    if let Some(upgraded) = upgraded {
+        ssh::serve(upgraded, &door).await;
+    }
 }
 
-/// One sandbox's door.
+/// One sandbox's door, for one connection.
 pub(crate) struct Door {
     pub(crate) outlet: Outlet,
+    /// The connection as its SSH agent's, once it was asked for.
+    upgraded: Mutex<Option<OnUpgrade>>,
 }
 
 impl Door {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let resolved = path
             .strip_prefix("/v1/capabilities/")
@@ -70,6 +87,10 @@ impl Door {
             self.reveal(name).await
         } else if (path.as_str(), request.method()) == ("/v1/capabilities", &Method::GET) {
             self.list().await
+        } else if (path.as_str(), request.method()) == (ssh::AGENT, &Method::GET) {
+            self.to_agent(&mut request)
+        } else if (path.as_str(), request.method()) == (ssh::KNOWN_HOSTS, &Method::GET) {
+            self.known_hosts().await
         } else {
             Err(Refusal::nothing_here())
         };
@@ -86,7 +107,10 @@ impl Door {
         let items: Vec<GrantedCapability> = granted
             .into_iter()
             .map(|grant| GrantedCapability {
-                path: format!("{EGRESS}{}", grant.capability),
+                path: match grant.rule.inject {
+                    Inject::Ssh { .. } => ssh::AGENT.to_owned(),
+                    _ => format!("{EGRESS}{}", grant.capability),
+                },
                 capability: grant.capability,
                 hosts: grant.rule.hosts,
                 methods: grant.rule.methods,

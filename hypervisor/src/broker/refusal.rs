@@ -52,6 +52,12 @@ impl Refusal {
         Self::failed(StatusCode::NOT_FOUND, "not_found", message)
     }
 
+    pub(super) fn not_upgraded() -> Self {
+        let message =
+            "This is the SSH agent: programs find it at $SSH_AUTH_SOCK, which asks with `Upgrade: ssh-agent`.";
+        Self::failed(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
+    }
+
     pub(crate) fn nowhere() -> Self {
         let message = "This sandbox is in no slot, so nothing is granted to it; its workspace is being deleted.";
         Self::denied("grant", "no_grant", message.to_owned())

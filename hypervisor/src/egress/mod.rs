@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use choir_broker::{AddressPolicy, Authorities, Authority, AuthorityError, Vault};
 use choir_core::egress::normal;
-use choir_core::{Generation, GrantRequestId, HostName, HostPattern, SandboxId};
+use choir_core::{Generation, GrantRequestId, HostName, HostPattern, Inject, Rule, SandboxId};
 use choir_proxy::Io;
 use choir_proxy::egress::{Outward, Plain, Refused, Way};
 use choir_runtime::{ListenerKind, Stream};
@@ -176,9 +176,10 @@ fn at_hand<K: std::hash::Hash + Eq + Clone, V: Clone, E>(
     Ok(made)
 }
 
-/// The grants whose secret goes to this host.
+/// The grants whose secret goes to this host. A key for SSH goes nowhere.
 fn meant_for<'g>(grants: &'g [Grant], host: &HostName) -> impl Iterator<Item = &'g Grant> {
-    grants.iter().filter(|grant| grant.rule.hosts.contains(host))
+    let goes = |rule: &Rule| !matches!(rule.inject, Inject::Ssh { .. }) && rule.hosts.contains(host);
+    grants.iter().filter(move |grant| goes(&grant.rule))
 }
 
 /// One sandbox's way out.

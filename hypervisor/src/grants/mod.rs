@@ -1,8 +1,8 @@
 //! What a user does with grants and with what sandboxes ask for. It must not know HTTP, nor any secret's value.
 
 use choir_api::grants as api;
-use choir_broker::{grant, template};
-use choir_core::{GrantId, GrantRequestId, Rule};
+use choir_broker::{VaultError, grant, ssh, template};
+use choir_core::{GrantId, GrantRequestId, HostName, Inject, Rule, SecretName, SshUse};
 use choir_store::{AuditEvent, NewGrant, User, Wanted};
 
 use crate::app::App;
@@ -23,7 +23,7 @@ impl App {
 
     /// Lets a slot use a secret.
     pub async fn create_grant(&self, user: &User, asked: api::CreateGrant) -> ApiResult<api::Grant> {
-        let rule = rule(&asked)?;
+        let mut rule = rule(&asked)?;
         grant::check(&rule).map_err(|e| ApiError::bad_request("bad_grant", format!("The grant is refused: {e}.")))?;
         let now = self.clock.now();
         if asked.expires_at.is_some_and(|at| at <= now) {
@@ -31,6 +31,9 @@ impl App {
             return Err(ApiError::bad_request("bad_expiry", message));
         }
         let view_of = self.store.workspace_named(&user.id, &asked.workspace).await?;
+        if let Inject::Ssh { ssh: key } = &mut rule.inject {
+            key.public_key = self.public_half(user, &asked.secret).await?;
+        }
         let new = NewGrant {
             id: GrantId::from_random(draw(&*self.random)),
             workspace: view_of.workspace.id,
@@ -51,16 +54,28 @@ impl App {
                 );
                 ApiError::conflict("granted_already", message)
             }
-            choir_store::Error::NotFound => {
-                let message = format!(
-                    "You have no secret {}; store it first with `choir secrets set`.",
-                    asked.secret
-                );
-                ApiError::bad_request("no_such_secret", message)
-            }
+            choir_store::Error::NotFound => no_such_secret(&asked.secret),
             other => other.into(),
         })?;
         Ok(view(made))
+    }
+
+    /// The public half of a secret that is a key. To see whether it is one it is opened, which is recorded before.
+    async fn public_half(&self, user: &User, secret: &SecretName) -> ApiResult<String> {
+        let event = self.grant_event(user, "secret.inspect", secret.to_string());
+        let intent = self.store.audit_intent(event).await?;
+        let found = match self.vault.open(&user.id, secret).await {
+            // Proving that it signs takes a while with RSA.
+            Ok(opened) => tokio::task::spawn_blocking(move || ssh::public_key(&opened.value))
+                .await
+                .unwrap_or(Err(ssh::KeyError::Broken))
+                .map_err(|error| ApiError::bad_request("not_a_key", format!("The grant is refused: {error}."))),
+            Err(VaultError::NotFound) => Err(no_such_secret(secret)),
+            Err(error) => Err(error.into()),
+        };
+        let outcome = if found.is_ok() { "ok" } else { "failed" };
+        self.store.audit_outcome(intent, self.clock.now(), outcome).await?;
+        found
     }
 
     pub async fn delete_grant(&self, user: &User, id: GrantId) -> ApiResult<()> {
@@ -87,6 +102,7 @@ impl App {
         let wanted = match &found.wanted {
             Wanted::Host(host) => host.clone(),
             Wanted::Capability(capability) => capability.to_string(),
+            Wanted::Ssh(what) => what.clone(),
         };
         let subject = format!("{}/{} {wanted}", found.workspace_name, found.slot);
         match (decision, found.wanted) {
@@ -97,6 +113,14 @@ impl App {
             (api::Decision::Approve, Wanted::Capability(capability)) => {
                 let message = format!(
                     "Say which secret: `choir grants add {capability} --slot {} --secret NAME`; that closes the request.",
+                    found.slot
+                );
+                Err(ApiError::conflict("needs_a_grant", message))
+            }
+            (api::Decision::Approve, Wanted::Ssh(what)) => {
+                let message = format!(
+                    "Say with which key it may {what}: `choir grants add NAME --slot {} --secret KEY --template ssh …` with \
+                     the host's key from where the host publishes it; that closes the request.",
                     found.slot
                 );
                 Err(ApiError::conflict("needs_a_grant", message))
@@ -128,7 +152,7 @@ fn rule(asked: &api::CreateGrant) -> ApiResult<Rule> {
     let (ready, way) = (template::template(name), template::way(name));
     if asked.template.is_some() && ready.is_none() && way.is_none() {
         let message = format!(
-            "There is no such template; use {}, bearer, basic:USER, header:NAME or query:NAME.",
+            "There is no such template; use {}, bearer, basic:USER, header:NAME, query:NAME or ssh.",
             template::NAMES.join(", ")
         );
         return Err(ApiError::bad_request("bad_template", message));
@@ -139,6 +163,9 @@ fn rule(asked: &api::CreateGrant) -> ApiResult<Rule> {
         .or(way)
         .or_else(|| ready.as_ref().map(|r| r.inject.clone()));
     let hosts = asked.hosts.clone().or_else(|| ready.as_ref().map(|r| r.hosts.clone()));
+    if let Some(Inject::Ssh { ssh: key }) = inject {
+        return Ok(for_ssh(asked, hosts.unwrap_or_default(), key));
+    }
     let (Some(inject), Some(hosts)) = (inject, hosts) else {
         let message = "Name a template, or say `hosts` and `inject`.";
         return Err(ApiError::bad_request("bad_grant", message));
@@ -153,6 +180,29 @@ fn rule(asked: &api::CreateGrant) -> ApiResult<Rule> {
         path_prefix: asked.path_prefix.clone().unwrap_or(prefix),
         inject,
     })
+}
+
+fn no_such_secret(name: &SecretName) -> ApiError {
+    let message = format!("You have no secret {name}; store it first with `choir secrets set`.");
+    ApiError::bad_request("no_such_secret", message)
+}
+
+/// A key's rule. Hosts that publish their keys need none said.
+fn for_ssh(asked: &api::CreateGrant, hosts: Vec<HostName>, mut key: SshUse) -> Rule {
+    key.public_key = String::new();
+    if key.host_keys.is_empty() {
+        let published: Vec<_> = hosts.iter().map(ssh::published).collect();
+        // All or none: a host that is granted without its key would be refused, and nobody could tell why.
+        if published.iter().all(|keys| !keys.is_empty()) {
+            key.host_keys = published.concat();
+        }
+    }
+    Rule {
+        hosts,
+        methods: asked.methods.clone().unwrap_or_default(),
+        path_prefix: asked.path_prefix.clone().unwrap_or_else(|| "/".to_owned()),
+        inject: Inject::Ssh { ssh: key },
+    }
 }
 
 pub(crate) fn view(grant: choir_store::Grant) -> api::Grant {
@@ -172,9 +222,10 @@ pub(crate) fn view(grant: choir_store::Grant) -> api::Grant {
 }
 
 fn request(request: choir_store::GrantRequest) -> api::GrantRequest {
-    let (host, capability) = match request.wanted {
-        Wanted::Host(host) => (Some(host), None),
-        Wanted::Capability(capability) => (None, Some(capability)),
+    let (host, capability, ssh) = match request.wanted {
+        Wanted::Host(host) => (Some(host), None, None),
+        Wanted::Capability(capability) => (None, Some(capability), None),
+        Wanted::Ssh(what) => (None, None, Some(what)),
     };
     api::GrantRequest {
         id: request.id,
@@ -182,6 +233,7 @@ fn request(request: choir_store::GrantRequest) -> api::GrantRequest {
         slot: request.slot,
         host,
         capability,
+        ssh,
         count: request.count,
         first_at: request.first_at,
         last_at: request.last_at,

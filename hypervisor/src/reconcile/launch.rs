@@ -126,6 +126,8 @@ fn environment(view: &WorkspaceView, slot: Slot, sandbox: &str, release: &Releas
     set("npm_config_cafile", &bundle);
     set("CARGO_HTTP_PROXY", &proxy);
     set("CARGO_HTTP_CAINFO", &bundle);
+    // The keys behind it are the hypervisor's; see `broker/ssh.rs`.
+    set("SSH_AUTH_SOCK", "/run/choir-agent/ssh.sock");
     if let Some(git) = &settings.git {
         for role in ["AUTHOR", "COMMITTER"] {
             set(&format!("GIT_{role}_NAME"), &git.name);

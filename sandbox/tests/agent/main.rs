@@ -6,6 +6,7 @@ mod exec;
 mod link;
 mod outward;
 mod sandbox;
+mod ssh;
 mod sudo;
 mod sweep;
 mod tasks;

@@ -177,7 +177,6 @@ fn the_automaton_stays_small_with_as_many_secrets_as_a_user_may_have() {
 /// Prints what a search passes in a second: `cargo nextest run -p choir-broker bytes_a_second --run-ignored all`.
 #[test]
 #[ignore = "slow"]
-#[expect(clippy::disallowed_methods, reason = "a measurement")]
 fn bytes_a_second() {
     let noise: Vec<u8> = (0..64u32 << 20)
         .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)

@@ -10,6 +10,7 @@ mod policy;
 mod providers;
 mod replaced;
 mod scope;
+mod ssh;
 mod taken;
 mod trail;
 

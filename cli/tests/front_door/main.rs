@@ -1,5 +1,7 @@
 //! The program as people run it, against a small server of this test's own. It must not need a hypervisor.
 
+mod new;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,7 +19,6 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 
-#[path = "front_door/prove.rs"]
 mod prove;
 
 /// `METHOD /path` and the answers to give, in turn; the last one again and again.
