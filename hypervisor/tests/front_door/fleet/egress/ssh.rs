@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::Scene;
 use crate::fleet::audit::Broken;
+use crate::fleet::change;
 
 const FAILURE: [u8; 1] = [5];
 const SUCCESS: [u8; 1] = [6];
@@ -177,6 +178,13 @@ impl Keys {
             .expect(StatusCode::CREATED);
         assert_eq!(made["inject"]["ssh"]["public_key"], line(&self.key));
         made["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Another hypervisor on the same database, with dev running.
+    async fn restart(&mut self) {
+        self.scene.start = self.scene.start.restarted().await;
+        self.scene.ada.router = self.scene.start.router.clone();
+        change(&mut self.scene.ada, Slot::Dev, "start").await;
     }
 
     async fn agent(&self) -> Agent {
@@ -393,6 +401,24 @@ async fn without_an_audit_row_and_without_the_right_key_nothing_is_signed() {
         .delete(&format!("/me/grants/{id}"))
         .await
         .expect(StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn sealed_a_hypervisor_lists_keys_and_signs_with_none() {
+    let mut keys = Keys::new().await;
+    keys.grant(json!({})).await;
+    let file = keys.scene.start.directory.path().join("key");
+    let aside = file.with_extension("aside");
+    std::fs::rename(&file, &aside).unwrap();
+    keys.restart().await;
+    assert_eq!(keys.agent().await.names().await, ["deploy"]);
+    assert_eq!(keys.signs_in().await, FAILURE);
+    keys.scene.until("secret.sign", "sealed").await;
+    // The control: with the master key back, the same is signed.
+    std::fs::rename(&aside, &file).unwrap();
+    keys.restart().await;
+    let wish = sign_in(&keys.key, b"id", "git");
+    verifies(&keys.signs_in().await, &wish, &keys.key);
 }
 
 #[tokio::test]
