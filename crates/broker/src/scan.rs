@@ -13,7 +13,8 @@ use crate::{SecretValue, inject};
 /// The shortest secret that can be looked for: a shorter one would be found by chance.
 pub const SHORTEST: usize = 8;
 
-/// The longest secret that is looked for: the search is made anew for each call, in time and memory that grow with it.
+/// The longest secret that is looked for. The search is made anew for each call: 0.2 ms for 40 bytes, 26 ms and 1 MB for
+/// this many, and 355 ms and 28 MB for 64 KiB (measured, optimised).
 pub const LONGEST: usize = 4096;
 
 /// The secret, or a form of it, is in the bytes.

@@ -114,7 +114,7 @@ mod tests {
         flag: false,
     };
 
-    /// G15, short of the database: two minutes, and 240 MB for the nonces.
+    /// G15, short of the database: some ten minutes without optimisation, and 240 MB for the nonces.
     #[test]
     #[ignore = "slow"]
     fn of_the_nonces_of_ten_million_values_none_comes_twice() {
