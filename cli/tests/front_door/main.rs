@@ -321,7 +321,10 @@ async fn a_secret_is_piped_in_sent_as_it_is_and_shown_nowhere() {
     let server = Server::start(Answers::from([
         (SECRET, ok(stored())),
         ("GET /me/secrets", ok(json!({"items": [stored()]}))),
-        ("DELETE /me/secrets/GITHUB_TOKEN", vec![(204, String::new())]),
+        (
+            "DELETE /me/secrets/GITHUB_TOKEN",
+            ok(json!({"name": "GITHUB_TOKEN", "ended_grants": []})),
+        ),
     ]))
     .await;
     let home = tempfile::tempdir().unwrap();

@@ -274,6 +274,12 @@ impl Libpod {
 
     /// Container log in Docker's framing: per frame one byte stream number, three zero, four length.
     pub async fn logs(&self, name: &str, tail: usize, follow: bool) -> Result<Incoming> {
+        // Podman seeks the last lines from the end; all of them it reads as they come.
+        let tail = if tail == usize::MAX {
+            "all".to_owned()
+        } else {
+            tail.to_string()
+        };
         self.stream(&format!(
             "/containers/{name}/logs?stdout=true&stderr=true&tail={tail}&follow={follow}"
         ))

@@ -21,8 +21,6 @@ use crate::reconcile::Handle;
 const SILENCE: Duration = Duration::from_secs(60);
 /// How long it may take in all: one that never ends would keep others from searching.
 const LONGEST: Duration = Duration::from_secs(3600);
-/// More lines than a container's log has bytes.
-const ALL_LINES: usize = 1 << 30;
 
 /// Searches what can be seen of a generation from outside.
 pub async fn outside(
@@ -41,7 +39,7 @@ pub async fn outside(
         Err(error) => feed.incomplete(place, error.to_string()).await?,
     }
     let place = feed.open(owner, "log").await?;
-    match runtime.logs(generation, ALL_LINES, false).await {
+    match runtime.logs(generation, usize::MAX, false).await {
         Ok(mut lines) => {
             feed.item(place, "log").await?;
             while let Some(line) = lines.recv().await {
