@@ -24,7 +24,7 @@ use crate::{known_hosts, progress, waiting};
 pub struct Args {
     /// `https://host/path` or `git@host:path`
     #[arg(value_name = "GIT_URL")]
-    pub url: Repository,
+    pub repository: Repository,
     /// The workspace, and the directory in dev [default: the repository's name]
     #[arg(long)]
     pub name: Option<Name>,
@@ -52,7 +52,7 @@ const TAKEN: i32 = 65;
 const CLONE_WITHIN_MS: u64 = 60 * 60 * 1000;
 
 pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
-    let repository = &args.url;
+    let repository = &args.repository;
     let name = args.name.clone().or_else(|| repository.name());
     let name = name.ok_or_else(|| {
         Failure::Usage("the repository's name makes no workspace's name; choose one with --name".to_owned())
@@ -97,7 +97,8 @@ async fn settle(client: &Client, name: &Name, args: &Args) -> Result<(), Failure
     let now = client.workspace(name).await?.settings;
     let patch = WorkspaceSettings {
         git: if now.git.is_none() { identity() } else { None },
-        intercept_tls: (args.secret.is_some() && !args.url.is_ssh() && now.intercept_tls != Some(true)).then_some(true),
+        intercept_tls: (args.secret.is_some() && !args.repository.is_ssh() && now.intercept_tls != Some(true))
+            .then_some(true),
         ..WorkspaceSettings::default()
     };
     if patch != WorkspaceSettings::default() {
@@ -119,7 +120,7 @@ fn identity() -> Option<GitIdentity> {
 }
 
 async fn grant(client: &Client, name: &Name, args: &Args, secret: &SecretName) -> Result<(), Failure> {
-    let repository = &args.url;
+    let repository = &args.repository;
     let over = if repository.is_ssh() { "git-ssh" } else { "git-https" };
     let (template, methods, inject) = match (&repository.user, repository.host.as_str()) {
         (Some(user), _) => (None, None, Some(key(args, user)?)),
@@ -149,7 +150,7 @@ async fn grant(client: &Client, name: &Name, args: &Args, secret: &SecretName) -
 
 /// Where nothing is said, the hypervisor knows what well-known hosts publish, and this person's own file the rest.
 fn key(args: &Args, user: &str) -> Result<Inject, Failure> {
-    let host = args.url.host.as_str();
+    let host = args.repository.host.as_str();
     let own = known_hosts::own().filter(|file| Path::is_file(file));
     let host_keys = match (&args.known_hosts, own) {
         (Some(file), _) => known_hosts::of(host, file)?,
@@ -166,7 +167,7 @@ fn key(args: &Args, user: &str) -> Result<Inject, Failure> {
 }
 
 async fn clone(client: &Client, name: &Name, args: &Args) -> Result<(), Failure> {
-    let words = ["sh", "-c", CLONE, "sh", &args.url.url, name.as_str()];
+    let words = ["sh", "-c", CLONE, "sh", &args.repository.url, name.as_str()];
     let env = [
         ("GIT_TERMINAL_PROMPT", "0"),
         ("GIT_SSH_COMMAND", "ssh -o BatchMode=yes"),
@@ -184,7 +185,7 @@ async fn clone(client: &Client, name: &Name, args: &Args) -> Result<(), Failure>
         0 => Ok(()),
         TAKEN => Err(Failure::Failed(format!(
             "~/{name} in dev is something else than a clone of {}; move it away, or choose another --name",
-            args.url.url
+            args.repository.url
         ))),
         _ => Err(Failure::Failed(advice(&done.stderr, args))),
     }
@@ -205,7 +206,7 @@ fn advice(stderr: &str, args: &Args) -> String {
     if !about.iter().any(|words| said.contains(words)) {
         return format!("the clone failed: {said}");
     }
-    let what = if args.url.is_ssh() {
+    let what = if args.repository.is_ssh() {
         "a private key (`choir secrets set DEPLOY_KEY < FILE`), and add --secret DEPLOY_KEY"
     } else {
         "a token (`choir secrets set GIT_TOKEN`), and add --secret GIT_TOKEN"
@@ -213,9 +214,9 @@ fn advice(stderr: &str, args: &Args) -> String {
     let granted = match &args.secret {
         Some(secret) => format!(
             "dev is granted {secret}; see that it is the right one at {}",
-            args.url.host
+            args.repository.host
         ),
-        None => format!("dev has no credentials for {}; store {what}", args.url.host),
+        None => format!("dev has no credentials for {}; store {what}", args.repository.host),
     };
     format!("the clone failed: {said}. {granted}")
 }
@@ -238,7 +239,7 @@ mod tests {
     #[test]
     fn a_clone_that_lacks_credentials_is_told_which_secret_to_add() {
         let args = |url: &str, secret: Option<&str>| Args {
-            url: url.parse().unwrap(),
+            repository: url.parse().unwrap(),
             name: None,
             secret: secret.map(|name| name.parse().unwrap()),
             host_keys: vec![],
