@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use choir_api::client::Client;
+use choir_api::client::{Client, SlotVerb};
 use choir_api::usage::UsageRow;
 use choir_core::settings::ProviderMode;
 use choir_core::{Slot, WorkspaceSettings};
@@ -15,7 +15,7 @@ use choir_e2e::person::{self, exec, run, workspace};
 use choir_e2e::registries::{self, PIP};
 use choir_e2e::skip;
 use choir_e2e::upstream::{Answer, Seen, Upstream, pieces, whole};
-use choir_e2e::waiting::{step, until};
+use choir_e2e::waiting::{PATIENCE, step, until};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -55,7 +55,9 @@ async fn sdks_in_a_sandbox_use_the_boxs_keys_without_seeing_them_until_the_cap_i
         ..WorkspaceSettings::default()
     };
     client.patch_workspace(&workspace(), &mode).await?;
-    step("start dev in this mode", person::start(&client, Slot::Dev)).await?;
+    // The mode is for new generations.
+    let again = client.ask_slot(&workspace(), Slot::Dev, SlotVerb::Restart, PATIENCE);
+    step("start dev anew in this mode", async { Ok(again.await?) }).await?;
     let install = "python3 -m venv ~/venv && ~/venv/bin/pip -q install openai anthropic";
     step("install the SDKs", run(&client, Slot::Dev, install)).await?;
     let write = format!("cat > ~/sdk.py <<'END'\n{SDK}\nEND");

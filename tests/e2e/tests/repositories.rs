@@ -201,12 +201,18 @@ async fn nowhere(client: &Client, server: &Server) -> Result<()> {
     let backwards: String = canary.chars().rev().collect();
     run(client, Slot::Dev, "echo CONTROL-THAT-IS-THERE > ~/control").await?;
     run(client, Slot::Dev, &format!("cat > ~/search.py <<'END'\n{SEARCH}END")).await?;
-    let found = run(client, Slot::Dev, &format!("sudo python3 ~/search.py {backwards}")).await?;
+    // Environments are shown to their own user alone, the rest of the files to root alone.
+    let search = |word: &str| format!("python3 ~/search.py {word}; sudo python3 ~/search.py {word}");
+    let found = run(client, Slot::Dev, &search(&backwards)).await?;
     ensure!(found.trim() == "", "the key is in {found}");
     // The control: what is in a file, in the environment and in a command line is found there.
-    let leaks = "A=$(cat ~/control) sh -c 'sleep 60; : CONTROL-THAT-IS-THERE' >/dev/null 2>&1 & sudo python3 ~/search.py \
-                 EREHT-SI-TAHT-LORTNOC";
-    let found = run(client, Slot::Dev, leaks).await?;
+    let leak = "A=$(cat ~/control) sh -c 'sleep 60; : CONTROL-THAT-IS-THERE' >/dev/null 2>&1 &";
+    let found = run(
+        client,
+        Slot::Dev,
+        &format!("{leak} {}", search("EREHT-SI-TAHT-LORTNOC")),
+    )
+    .await?;
     for place in ["/home/choir/control", "/environ", "/cmdline"] {
         ensure!(found.contains(place), "the search finds only {found}");
     }

@@ -4,6 +4,7 @@
 mod answers;
 mod closed;
 mod door;
+mod flood;
 mod grants;
 mod outdoors;
 mod policy;
