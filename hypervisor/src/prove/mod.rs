@@ -94,7 +94,7 @@ impl App {
 
     /// Begins a search; it ends when what it returns is dropped.
     pub async fn begin_prove(self: &Arc<Self>, user: &User, scope: Scope) -> ApiResult<mpsc::Receiver<Told>> {
-        let one = self.may_search(user)?;
+        let one = self.may_search(user, scope)?;
         let (app, user) = (self.clone(), user.clone());
         // In a task of its own: whoever goes away while it begins must not leave an intent without an outcome.
         let begun = tokio::spawn(async move { app.start_prove(user, scope, one).await });
@@ -155,13 +155,13 @@ impl App {
         Ok(telling)
     }
 
-    fn may_search(&self, user: &User) -> ApiResult<OwnedSemaphorePermit> {
+    fn may_search(&self, user: &User, scope: Scope) -> ApiResult<OwnedSemaphorePermit> {
         let again = self.searches.again.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
         let wait = again.get(&user.id).map_or(0, |at| at.duration_since(now).as_secs());
         drop(again);
-        // Less than a second is not worth a refusal.
-        if let Ok(wait @ 1..) = u64::try_from(wait) {
+        // Less than a second is not worth a refusal, and whose box it is may keep it busy.
+        if let (Scope::Own, Ok(wait @ 1..)) = (scope, u64::try_from(wait)) {
             return Err(ApiError::too_many(wait));
         }
         self.searches.one.clone().try_acquire_owned().map_err(|_| {
@@ -190,6 +190,9 @@ impl App {
                 if let Some(authorities) = &self.fleet.services.authorities {
                     authorities.seek(&generation.to_string(), &mut builder);
                 }
+            }
+            for (provider, key) in self.providers.keys().await {
+                builder.add(Sought::of_the_box(Kind::Platform, format!("key for {provider}")), &key);
             }
             if let Some(token) = &self.metrics_token {
                 let sought = Sought::of_the_box(Kind::Platform, "metrics token");

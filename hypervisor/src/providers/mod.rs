@@ -117,6 +117,18 @@ impl Providers {
         found
     }
 
+    /// The box's keys that there are, each with the name of its provider.
+    pub async fn keys(&self) -> Vec<(String, SecretValue)> {
+        let mut found = Vec::new();
+        for (name, provider) in &self.named {
+            let Some(file) = &provider.at.key else { continue };
+            if let Ok(key) = self.key(file).await {
+                found.push((name.to_string(), key));
+            }
+        }
+        found
+    }
+
     fn held(&self, sandbox: &SandboxId) -> Arc<Semaphore> {
         let mut held = self.held.lock().expect("never poisoned: no panic while held");
         held.retain(|id, s| id == sandbox || s.available_permits() < MOST_HELD_KIB);

@@ -56,7 +56,8 @@ async fn sdks_in_a_sandbox_use_the_boxs_keys_without_seeing_them_until_the_cap_i
     };
     client.patch_workspace(&workspace(), &mode).await?;
     // The mode is for new generations.
-    let again = client.ask_slot(&workspace(), Slot::Dev, SlotVerb::Restart, PATIENCE);
+    let name = workspace();
+    let again = client.ask_slot(&name, Slot::Dev, SlotVerb::Restart, PATIENCE);
     step("start dev anew in this mode", async { Ok(again.await?) }).await?;
     let install = "python3 -m venv ~/venv && ~/venv/bin/pip -q install openai anthropic";
     step("install the SDKs", run(&client, Slot::Dev, install)).await?;
