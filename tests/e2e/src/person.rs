@@ -8,6 +8,7 @@ use choir_api::workspaces::SlotView;
 use choir_core::{Name, Slot};
 use serde_json::json;
 
+use crate::browser::Browser;
 use crate::instance::Instance;
 use crate::page::Page;
 use crate::waiting::{PATIENCE, until};
@@ -118,6 +119,21 @@ pub async fn token_text(page: &Page, scopes: &[&str]) -> Result<String> {
         .await?;
     let token = made["token"].as_str().with_context(|| format!("no token: {made}"))?;
     Ok(token.to_owned())
+}
+
+/// Registers the first user in a browser, and goes on as a program that may do everything.
+pub async fn sign_in(instance: &Instance) -> Result<Client> {
+    Ok(sign_in_with_token(instance).await?.0)
+}
+
+/// The same, with the token that the program uses.
+pub async fn sign_in_with_token(instance: &Instance) -> Result<(Client, String)> {
+    let browser = Browser::start().await?;
+    let page = browser.page().await?;
+    register(&page, instance).await?;
+    let token = token_text(&page, &EVERYTHING).await?;
+    let credential = Credential::Token(token.clone());
+    Ok((Client::new(instance.origin().as_str(), credential)?, token))
 }
 
 /// The workspace's name as the typed client takes it.

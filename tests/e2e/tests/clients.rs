@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use choir_api::client::{Client, Credential};
+use choir_api::client::Client;
 use choir_api::grants::CreateGrant;
 use choir_api::sandbox::{Command as Line, CreateTask};
 use choir_api::secrets::{PutSecret, SecretText};
 use choir_core::{Slot, WorkspaceSettings};
-use choir_e2e::browser::Browser;
 use choir_e2e::instance::Instance;
 use choir_e2e::person::{self, exec, run, workspace};
 use choir_e2e::skip;
@@ -75,7 +74,7 @@ async fn unmodified_clients_in_a_sandbox_use_secrets_that_they_never_hold() -> R
     })
     .await?;
     let instance = Instance::up_beside(&[&upstream], &[upstream.network()])?;
-    let (client, token) = sign_in(&instance).await?;
+    let (client, token) = person::sign_in_with_token(&instance).await?;
     client.create_workspace(&workspace()).await?;
     step("start dev", person::start(&client, Slot::Dev)).await?;
     step("make packages", make(&client, &wares)).await?;
@@ -207,16 +206,6 @@ const INSTALLS: [(&str, &str, &str); 3] = [
          cargo build -q && test \"$(./target/debug/use-it)\" = crate",
     ),
 ];
-
-/// A client, and the token that it uses.
-async fn sign_in(instance: &Instance) -> Result<(Client, String)> {
-    let browser = Browser::start().await?;
-    let page = browser.page().await?;
-    person::register(&page, instance).await?;
-    let token = person::token_text(&page, &person::EVERYTHING).await?;
-    let credential = Credential::Token(token.clone());
-    Ok((Client::new(instance.origin().as_str(), credential)?, token))
-}
 
 async fn grants(client: &Client) -> Result<()> {
     for (host, way) in [

@@ -8,7 +8,6 @@ use choir_api::client::{Client, SlotVerb};
 use choir_api::grants::CreateGrant;
 use choir_api::secrets::{PutSecret, SecretText};
 use choir_core::Slot;
-use choir_e2e::browser::Browser;
 use choir_e2e::instance::Instance;
 use choir_e2e::neighbour::Neighbour;
 use choir_e2e::person::{self, exec, run, workspace};
@@ -27,7 +26,7 @@ async fn packages_install_inside_a_sandbox_and_stay_over_stop_start_and_swap() -
     make_repository(repository.path())?;
     let neighbour = Neighbour::serve(repository.path()).await?;
     let mut instance = Instance::up(&[])?;
-    let client = sign_in(&instance).await?;
+    let client = person::sign_in(&instance).await?;
     client.create_workspace(&workspace()).await?;
     step("start dev", person::start(&client, Slot::Dev)).await?;
 
@@ -148,13 +147,6 @@ async fn client_ask(client: &Client, verb: SlotVerb) -> Result<()> {
     let wanted = if verb == SlotVerb::Stop { "stopped" } else { "ready" };
     ensure!(view.state == wanted, "dev is {} ({:?})", view.state, view.reason);
     Ok(())
-}
-
-async fn sign_in(instance: &Instance) -> Result<Client> {
-    let browser = Browser::start().await?;
-    let page = browser.page().await?;
-    person::register(&page, instance).await?;
-    person::token(&page, instance, &person::EVERYTHING).await
 }
 
 /// From another machine on a private network, which is allowed; this machine itself never is.

@@ -9,7 +9,6 @@ use choir_api::client::{Client, SlotVerb};
 use choir_api::usage::UsageRow;
 use choir_core::settings::ProviderMode;
 use choir_core::{Slot, WorkspaceSettings};
-use choir_e2e::browser::Browser;
 use choir_e2e::instance::Instance;
 use choir_e2e::person::{self, exec, run, workspace};
 use choir_e2e::registries::{self, PIP};
@@ -34,7 +33,7 @@ async fn sdks_in_a_sandbox_use_the_boxs_keys_without_seeing_them_until_the_cap_i
     }
     let providers = Upstream::start(&[OPENAI, ANTHROPIC], async |seen: Seen| provider(&seen)).await?;
     let mut instance = Instance::up_beside(&[&providers], &[])?;
-    let client = sign_in(&instance).await?;
+    let client = person::sign_in(&instance).await?;
     client.create_workspace(&workspace()).await?;
     step("start dev", person::start(&client, Slot::Dev)).await?;
     let mut allowed = registries::networks(&client, &[PIP]).await?;
@@ -95,13 +94,6 @@ async fn sdks_in_a_sandbox_use_the_boxs_keys_without_seeing_them_until_the_cap_i
     }
     ensure!(providers.seen().is_empty(), "a capped request was sent");
     Ok(())
-}
-
-async fn sign_in(instance: &Instance) -> Result<Client> {
-    let browser = Browser::start().await?;
-    let page = browser.page().await?;
-    person::register(&page, instance).await?;
-    person::token(&page, instance, &person::EVERYTHING).await
 }
 
 /// As an operator does; the caps are for `openai` and `anthropic`.

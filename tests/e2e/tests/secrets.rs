@@ -7,12 +7,11 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use choir_api::client::{Client, Credential, SlotVerb};
+use choir_api::client::{Client, SlotVerb};
 use choir_api::prove::{Owner, Report, Signed, Verdict};
 use choir_api::sandbox::{Command as Line, CreateTask};
 use choir_api::secrets::{PutSecret, SecretText};
 use choir_core::Slot;
-use choir_e2e::browser::Browser;
 use choir_e2e::instance::Instance;
 use choir_e2e::person::{self, run, workspace};
 use choir_e2e::skip;
@@ -32,11 +31,7 @@ async fn a_stored_secret_is_nowhere_in_or_around_a_sandbox() -> Result<()> {
         return Ok(());
     }
     let instance = Instance::up(&[])?;
-    let browser = Browser::start().await?;
-    let page = browser.page().await?;
-    person::register(&page, &instance).await?;
-    let token = person::token_text(&page, &person::EVERYTHING).await?;
-    let client = Client::new(instance.origin().as_str(), Credential::Token(token.clone()))?;
+    let (client, token) = person::sign_in_with_token(&instance).await?;
     client.create_workspace(&workspace()).await?;
     for (name, value) in [("KEPT", KEPT), ("LEAKED", LEAKED)] {
         let put = PutSecret {

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, ensure};
 use choir_api::audit::AuditQuery;
 use choir_api::client::Client;
 use choir_core::{EgressPolicy, Slot, WorkspaceSettings};
-use choir_e2e::browser::Browser;
 use choir_e2e::instance::Instance;
 use choir_e2e::neighbour::Neighbour;
 use choir_e2e::person::{self, exec, run, workspace};
@@ -244,7 +243,7 @@ impl Stage {
         let without_server = serve_everything(&mut neighbour, files.path()).await?;
         let hosts = format!("{} {NAME}\n", neighbour.wire.address);
         let mut instance = Instance::up_knowing(&[], &hosts)?;
-        let client = sign_in(&instance).await?;
+        let client = person::sign_in(&instance).await?;
         client.create_workspace(&workspace()).await?;
         step("start dev", person::start(&client, Slot::Dev)).await?;
         let mut allowed = step("find the registries", registries::networks(&client, &registries::ALL)).await?;
@@ -326,7 +325,10 @@ impl Stage {
             }
             let denied = self.denials().await? - before;
             // The same refusal again within minutes is counted in that row. What goes to an address reaches nobody.
-            ensure!(denied == 1, "{denied} rows tell of one refusal, twice, under {policy:?}");
+            ensure!(
+                denied == 1,
+                "{denied} rows tell of one refusal, twice, under {policy:?}"
+            );
         }
         let listed = format!("unset {VARIABLES}; curl -fsS -o /dev/null http://{NAME}/a.git/HEAD");
         ensure!(outcome(&listed).await? == 0, "what the list names is reached");
@@ -364,13 +366,6 @@ impl Stage {
         };
         Ok(rows.iter().filter(refused).count())
     }
-}
-
-async fn sign_in(instance: &Instance) -> Result<Client> {
-    let browser = Browser::start().await?;
-    let page = browser.page().await?;
-    person::register(&page, instance).await?;
-    person::token(&page, instance, &person::EVERYTHING).await
 }
 
 /// SSH, PostgreSQL, Redis and MariaDB, as far as they are installed; the tools for which there is no server.
