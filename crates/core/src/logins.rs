@@ -205,12 +205,12 @@ mod tests {
         let claude = r#"{"claudeAiOauth": {"refreshToken": "r-1", "accessToken" : "a-1", "expiresAt": 1}}"#;
         assert_eq!(tokens("/home/choir/.claude/.credentials.json", claude), ["a-1", "r-1"]);
         let codex = r#"{"OPENAI_API_KEY":null,"tokens":{"access_token":"a-2","refresh_token":"r-2"}}"#;
-        assert_eq!(tokens("/root/.codex/auth.json", codex), ["a-2", "r-2"]);
+        assert_eq!(tokens("/home/ada/.codex/auth.json", codex), ["a-2", "r-2"]);
         let gh = "github.com:\n    user: ada\n    oauth_token: gho_3\n    git_protocol: https\n";
         assert_eq!(tokens("/home/choir/.config/gh/hosts.yml", gh), ["gho_3"]);
         let netrc = "machine a login ada password p-4\nmachine b\n  login ada\n  password p-5\n";
         assert_eq!(tokens("/home/choir/.netrc", netrc), ["p-4", "p-5"]);
-        let npm = "registry=https://registry.npmjs.org/\n//registry.npmjs.org/:_authToken=npm_6\n";
+        let npm = "registry=https://npm.a.example/\n//npm.a.example/:_authToken=npm_6\n";
         assert_eq!(tokens("/home/choir/.npmrc", npm), ["npm_6"]);
         let git = "https://ada:ghp_7@github.com\nhttps://ghp_8@github.com\n";
         assert_eq!(tokens("/home/choir/.git-credentials", git), ["ghp_7", "ghp_8"]);
@@ -227,8 +227,8 @@ mod tests {
     #[test]
     fn settings_without_a_token_are_no_login() {
         for (path, text) in [
-            ("/home/choir/.npmrc", "registry=https://registry.npmjs.org/\n"),
-            ("/home/choir/.npmrc", "//registry.npmjs.org/:_authToken=\n"),
+            ("/home/choir/.npmrc", "registry=https://npm.a.example/\n"),
+            ("/home/choir/.npmrc", "//npm.a.example/:_authToken=\n"),
             ("/home/choir/.docker/config.json", "{\"auths\":{}}"),
             ("/home/choir/.codex/auth.json", "{\"OPENAI_API_KEY\":null}"),
             ("/home/choir/.ssh/id_ed25519.pub", "ssh-ed25519 AAAA ada\n"),

@@ -396,7 +396,7 @@ async fn logins_that_tools_keep_in_files_are_listed_without_their_tokens() {
         ),
         (
             "/home/choir/.npmrc",
-            "registry=https://registry.npmjs.org/\n".to_owned(),
+            "registry=https://npm.a.example/\n".to_owned(),
         ),
         (
             "/home/choir/.config/gh/hosts.yml",
