@@ -105,7 +105,11 @@ async fn choir(home: &Path, url: &str, arguments: &[&str], stdin: Option<&str>) 
     let mut child = command.spawn().unwrap();
     if let Some(text) = stdin {
         use tokio::io::AsyncWriteExt as _;
-        child.stdin.take().unwrap().write_all(text.as_bytes()).await.unwrap();
+        // A program that was called wrongly ends without reading.
+        match child.stdin.take().unwrap().write_all(text.as_bytes()).await {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            written => written.unwrap(),
+        }
     }
     child.wait_with_output().await.unwrap()
 }

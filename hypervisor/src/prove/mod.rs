@@ -224,7 +224,9 @@ impl Run {
         let took = now.duration_since(self.began_at);
         let mut again = self.app.searches.again.lock().unwrap_or_else(PoisonError::into_inner);
         again.retain(|_, at| *at > now);
-        again.insert(self.user.id.clone(), now + took);
+        if self.scope == Scope::Own {
+            again.insert(self.user.id.clone(), now + took);
+        }
     }
 
     /// Searches and tells; returns the outcome in a word.

@@ -394,10 +394,7 @@ async fn logins_that_tools_keep_in_files_are_listed_without_their_tokens() {
             "/home/choir/.claude/.credentials.json",
             format!("{{\"claudeAiOauth\":{{\"accessToken\":\"{token}\"}}}}"),
         ),
-        (
-            "/home/choir/.npmrc",
-            "registry=https://npm.a.example/\n".to_owned(),
-        ),
+        ("/home/choir/.npmrc", "registry=https://npm.a.example/\n".to_owned()),
         (
             "/home/choir/.config/gh/hosts.yml",
             format!("github.com:\n  oauth_token: {token}\n"),
