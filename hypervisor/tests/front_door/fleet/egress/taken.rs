@@ -135,9 +135,6 @@ async fn an_unmodified_programs_call_carries_the_secret_where_its_owner_switched
     scene.until("egress.connect", "intercepted").await;
     let uses = scene.audited("secret.use").await;
     assert_eq!(uses[0], (format!("main/dev github POST {API}"), "intent".to_owned()));
-    // The host cannot be had without what was granted of it, in live.
-    let live = scene.generation(Slot::Live).to_string();
-    assert_ne!(live, scene.generation(Slot::Dev).to_string());
 }
 
 #[tokio::test]
