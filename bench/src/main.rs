@@ -1,6 +1,7 @@
 //! `cargo xtask bench`, the half that measures: drives a running ChoirOS from outside, each figure beside its peer's
 //! from the same rounds. It must not build, install or start the product; that is xtask's.
 
+mod egress;
 mod exec;
 mod measure;
 mod memory;
@@ -43,7 +44,7 @@ struct Cli {
 }
 
 /// In the order in which they run: idle memory before there was any load.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "memory",
     "proxy",
     "websocket",
@@ -52,6 +53,7 @@ const NAMES: [&str; 8] = [
     "exec",
     "swap",
     "snapshot",
+    "egress",
 ];
 
 // A worker beside the thread that measures: idle connections are noticed closed while that waits for a program.
@@ -94,6 +96,7 @@ async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
         "wake-paused" => paused::run(name, stage).await,
         "exec" => exec::run(name, stage).await,
         "swap" => swap::run(name, stage).await,
-        _ => snapshot::run(name, stage).await,
+        "snapshot" => snapshot::run(name, stage).await,
+        _ => egress::run(name, stage).await,
     }
 }

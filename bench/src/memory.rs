@@ -29,7 +29,7 @@ pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
     for _ in 0..stage.rounds(ROUNDS) {
         tokio::time::sleep(REST).await;
         for (both, (_, pid, _)) in series.chunks_mut(2).zip(&processes) {
-            let (resident, proportional) = memory(*pid)?;
+            let (resident, proportional) = of(*pid)?;
             both[0].round([resident]);
             both[1].round([proportional]);
         }
@@ -50,7 +50,7 @@ pub async fn run(name: &'static str, stage: &mut Stage) -> Result<Outcome> {
 }
 
 /// Resident and proportional set size, MiB.
-fn memory(pid: u32) -> Result<(f64, f64)> {
+pub fn of(pid: u32) -> Result<(f64, f64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("cannot read a process's memory")?;
     let size = |name: &str| -> Result<f64> {
         let line = text

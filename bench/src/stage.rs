@@ -22,7 +22,7 @@ use crate::setup::Setup;
 use crate::wire::Wire;
 
 /// A first start makes the user's own copy of the default release.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// For a quiet machine, in all rounds together.
 const QUIET_WITHIN: Duration = Duration::from_secs(600);
 /// And before one round.

@@ -20,7 +20,7 @@ const NODE_PROXY: &str = "configurable-http-proxy";
 
 #[derive(Args)]
 pub struct Options {
-    /// One benchmark: memory, proxy, websocket, wake-stopped, wake-paused, exec, swap or snapshot
+    /// One benchmark: memory, proxy, websocket, wake-stopped, wake-paused, exec, swap, snapshot or egress
     name: Option<String>,
     /// Print JSON instead of a table
     #[arg(long)]
@@ -92,7 +92,9 @@ struct Programs {
 
 fn build(workspace: &Workspace) -> Result<Programs> {
     let mut bench = cargo();
-    command::run(bench.args(["build", "--release", "--package", "choir-bench", "--bin", "choir-bench"]))?;
+    bench.args(["build", "--release", "--package", "choir-bench", "--bin", "choir-bench"]);
+    // It starts an instance of its own, by this program.
+    command::run(bench.args(["--package", "xtask", "--bin", "xtask"]))?;
     let target = agent_target();
     let mut app = cargo();
     app.args([
@@ -174,6 +176,7 @@ fn measure(
     let file = data.run().join("bench.json");
     fs::write(&file, serde_json::to_string(&setup)?)?;
     let mut bench = Command::new(programs.bench);
+    bench.env("CHOIR_BIN", data.bin());
     bench.arg(file).args(&options.name);
     for (given, flag) in [(options.json, "--json"), (options.quick, "--quick")] {
         if given {

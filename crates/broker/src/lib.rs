@@ -23,7 +23,7 @@ pub use authority::{Authorities, Authority, AuthorityError};
 pub use keys::{Fill, Key, KeyFile, KeyFileError, Keyring, derive};
 pub use platform::{PlatformError, PlatformSecrets};
 pub use rotate::{RotateError, Rotation, RotationStep};
-pub use scan::{Form, Reflected, Scanner};
+pub use scan::{Form, Reflected, Scanner, Scanners};
 pub use signer::Signer;
 pub use value::SecretValue;
 pub use vault::{NewValue, Opened, UnlockError, Vault, VaultError};

@@ -75,20 +75,38 @@ pub enum Refused {
 
 /// Serves one connection of a sandbox's program until it ends.
 pub async fn serve<S: Io, O: Outward>(stream: S, outward: Arc<O>) {
-    let service = service_fn(move |request| {
+    let answer = move |request| {
         let outward = outward.clone();
-        async move { Ok::<_, Infallible>(answer(request, outward).await) }
-    });
+        async move { answer(request, outward).await }
+    };
+    answer_all(stream, HEADER_TIMEOUT, answer).await;
+}
+
+/// Answers the requests that come by one connection from inside, each in its turn.
+pub async fn answer_all<S: Io, A>(
+    stream: S,
+    header_timeout: Duration,
+    answer: impl Fn(Request<Incoming>) -> A + Send + Sync,
+) where
+    A: Future<Output = Response<Body>> + Send,
+{
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(header_timeout)
         .max_headers(100)
         .max_buf_size(64 * 1024)
         .half_close(false)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(
+            TokioIo::new(stream),
+            service_fn(|request| {
+                let answer = answer(request);
+                // What only making an answer needs is not kept while it streams.
+                Box::pin(async move { Ok::<_, Infallible>(answer.await) })
+            }),
+        )
         .with_upgrades();
     if let Err(error) = connection.await {
-        tracing::trace!(%error, "egress connection ended");
+        tracing::debug!(%error, "a connection from inside ended");
     }
 }
 

@@ -119,7 +119,8 @@ impl Outlet {
             }
             Secret::OfTheBox(secret) => (secret, None),
         };
-        let scanner = Scanner::new(&secret).ok_or_else(|| Refusal::unsearchable(grant))?;
+        let scanner = self.gateway.scanners.of(&secret);
+        let scanner = scanner.ok_or_else(|| Refusal::unsearchable(grant))?;
 
         let (mut head, body) = request.into_parts();
         let unsendable = || Refusal::unfit(&inject::InjectError::TooLong);

@@ -1,20 +1,18 @@
 //! The broker's door inside a sandbox: lists what is granted, gives out what may be revealed, and makes calls with the
 //! secret put in. Deny by default; who calls is the listener the call came in on. It must not keep a secret.
 
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use choir_api::grants::GrantedCapability;
 use choir_broker::VaultError;
 use choir_core::{Capability, Inject};
+use choir_proxy::egress::answer_all;
 use choir_proxy::{Body, Io};
 use choir_store::{AuditEvent, Grant, Standing, Wanted};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 
 use crate::egress::Outlet;
@@ -31,6 +29,9 @@ pub(crate) use scanned::Receipt;
 const EGRESS: &str = "/v1/egress/";
 const PROVIDERS: &str = "/v1/providers/";
 
+/// How long a program may take over a request's head, and between two requests.
+const HEADERS_WITHIN: Duration = Duration::from_secs(10);
+
 /// Serves one connection from inside.
 pub(crate) async fn serve<S: Io>(stream: S, outlet: Outlet) {
     let door = Arc::new(Door {
@@ -38,22 +39,11 @@ pub(crate) async fn serve<S: Io>(stream: S, outlet: Outlet) {
         upgraded: Mutex::default(),
     });
     let asked = door.clone();
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(10))
-        .max_headers(100)
-        .max_buf_size(64 * 1024)
-        .half_close(false)
-        .serve_connection(
-            TokioIo::new(stream),
-            service_fn(move |request| {
-                let door = asked.clone();
-                async move { Ok::<_, Infallible>(door.answer(request).await) }
-            }),
-        );
-    if let Err(error) = connection.with_upgrades().await {
-        tracing::debug!(%error, "a broker connection ended");
-    }
+    let answer = |request| {
+        let door = asked.clone();
+        async move { door.answer(request).await }
+    };
+    answer_all(stream, HEADERS_WITHIN, answer).await;
     // Here, so that the connection keeps its place among the sandbox's.
     let upgraded = door
         .upgraded
@@ -61,7 +51,7 @@ pub(crate) async fn serve<S: Io>(stream: S, outlet: Outlet) {
         .expect("never poisoned: no panic while held")
         .take();
     if let Some(upgraded) = upgraded {
-        ssh::serve(upgraded, &door).await;
+        Box::pin(ssh::serve(upgraded, &door)).await;
     }
 }
 

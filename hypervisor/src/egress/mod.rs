@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use choir_broker::{AddressPolicy, Authorities, Authority, AuthorityError, Vault};
+use choir_broker::{AddressPolicy, Authorities, Authority, AuthorityError, Scanners, Vault};
 use choir_core::egress::normal;
 use choir_core::{Generation, GrantRequestId, HostName, HostPattern, Inject, Rule, SandboxId};
 use choir_proxy::Io;
@@ -67,6 +67,7 @@ pub struct Gateway {
     places: Mutex<HashMap<SandboxId, Arc<Semaphore>>>,
     https: Mutex<HashMap<SandboxId, Https>>,
     authorities: Mutex<HashMap<Generation, Arc<Authority>>>,
+    pub(crate) scanners: Scanners,
     repeats: Repeats,
 }
 
@@ -77,6 +78,7 @@ impl Gateway {
             places: Mutex::default(),
             https: Mutex::default(),
             authorities: Mutex::default(),
+            scanners: Scanners::default(),
             repeats: Repeats::default(),
         })
     }

@@ -2,21 +2,17 @@
 //! where a program asked in plain HTTP. What a grant covers goes out with its secret; the rest as it is, where the
 //! workspace's policy lets it. It must not open a secret.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use choir_broker::grant;
 use choir_core::HostName;
-use choir_proxy::egress::{check, inward, outward, switch, wants_websocket};
+use choir_proxy::egress::{answer_all, check, inward, outward, switch, wants_websocket};
 use choir_proxy::{Body, Io};
 use choir_store::{Grant, Standing};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio_rustls::TlsAcceptor;
 
 use super::{Outlet, PORT};
@@ -24,6 +20,8 @@ use crate::broker::Refusal;
 
 /// How long a program may take to believe our certificate.
 const SHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// How long it may take over a request's head, and between two requests.
+const HEADERS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Serves a program that asked for `host` until it is done.
 pub(super) async fn serve(outlet: Outlet, host: HostName, stream: Box<dyn Io>) {
@@ -36,23 +34,11 @@ pub(super) async fn serve(outlet: Outlet, host: HostName, stream: Box<dyn Io>) {
         return tracing::debug!(%host, sandbox.id = %outlet.sandbox, "a program does not believe the sandbox's authority");
     };
     let (outlet, host) = (Arc::new(outlet), Arc::new(host));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(60))
-        .max_headers(100)
-        .max_buf_size(64 * 1024)
-        .half_close(false)
-        .serve_connection(
-            TokioIo::new(stream),
-            service_fn(move |request| {
-                let (outlet, host) = (outlet.clone(), host.clone());
-                async move { Ok::<_, Infallible>(answer(&outlet, &host, request).await) }
-            }),
-        )
-        .with_upgrades();
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "a connection in a host's name ended");
-    }
+    let answer = |request| {
+        let (outlet, host) = (outlet.clone(), host.clone());
+        async move { answer(&outlet, &host, request).await }
+    };
+    answer_all(stream, HEADERS_WITHIN, answer).await;
 }
 
 async fn answer(outlet: &Outlet, host: &HostName, request: Request<Incoming>) -> Response<Body> {

@@ -57,8 +57,20 @@ impl Instance {
 
     /// Stops everything and starts it again at the same address, with other exceptions for sandboxes.
     pub fn restart(&mut self, egress_allow: &[String]) -> Result<()> {
-        run(&mut self.xtask("down"))?;
+        self.stop()?;
         self.start(egress_allow)
+    }
+
+    /// Stops everything; `restart` goes on.
+    pub fn stop(&self) -> Result<()> {
+        run(&mut self.xtask("down")).map(drop)
+    }
+
+    /// What an operator runs beside the hypervisor, which must succeed; what it says.
+    pub fn operate(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(self.path("bin/choir-hypervisor"));
+        command.arg("--config").arg(self.path("hypervisor.toml"));
+        run(command.args(arguments))
     }
 
     /// Changes the configuration and has the hypervisor start again with it. What runs in sandboxes goes on.
@@ -226,13 +238,14 @@ impl Drop for Instance {
                 lines[lines.len().saturating_sub(40)..].join("\n")
             );
         }
-        if let Err(error) = run(&mut self.xtask("down")) {
+        if let Err(error) = self.stop() {
             eprintln!("the instance could not be stopped: {error:#}");
         }
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// What a program that must succeed wrote to its output.
+fn run(command: &mut Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("{:?} is not there: run `cargo xtask test`", command.get_program()))?;
@@ -240,7 +253,7 @@ fn run(command: &mut Command) -> Result<()> {
         let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         bail!("{command:?} failed: {told}");
     }
-    Ok(())
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Where the program under test is: in `CHOIR_BIN`, or where Cargo builds it.
@@ -261,11 +274,10 @@ fn built(program: &str) -> PathBuf {
     target().join(program)
 }
 
-/// The directory of Cargo's profile: the tests themselves are in its `deps`.
+/// The directory of Cargo's profile: programs are there, and tests in its `deps`.
 fn target() -> PathBuf {
-    let test = std::env::current_exe().expect("a program has a path");
-    test.ancestors()
-        .nth(2)
-        .expect("a test lies in target/<profile>/deps")
-        .to_owned()
+    let program = std::env::current_exe().expect("a program has a path");
+    let directory = program.parent().expect("a program lies in a directory");
+    let profile = directory.parent().filter(|_| directory.ends_with("deps"));
+    profile.unwrap_or(directory).to_owned()
 }

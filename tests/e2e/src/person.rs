@@ -131,9 +131,26 @@ pub async fn sign_in_with_token(instance: &Instance) -> Result<(Client, String)>
     let browser = Browser::start().await?;
     let page = browser.page().await?;
     register(&page, instance).await?;
-    let token = token_text(&page, &EVERYTHING).await?;
+    as_program(&page, instance).await
+}
+
+async fn as_program(page: &Page, instance: &Instance) -> Result<(Client, String)> {
+    let token = token_text(page, &EVERYTHING).await?;
     let credential = Credential::Token(token.clone());
     Ok((Client::new(instance.origin().as_str(), credential)?, token))
+}
+
+/// The same, of a user whom the operator lets in by a recovery link.
+pub async fn come_back(instance: &Instance) -> Result<(Client, String)> {
+    let link = instance.operate(&["recover", USER])?;
+    let browser = Browser::start().await?;
+    let page = browser.page().await?;
+    page.goto(link.trim()).await?;
+    page.click("form[data-do=recover] button").await?;
+    page.wait("!document.querySelector('form[data-do=new-passkey]').hidden")
+        .await?;
+    make_passkey(&page, 10).await?;
+    as_program(&page, instance).await
 }
 
 /// The workspace's name as the typed client takes it.

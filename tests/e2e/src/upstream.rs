@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{Stream, StreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
@@ -62,7 +62,12 @@ pub fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> 
 
 /// An answer that comes in these pieces.
 pub fn pieces(kind: &'static str, pieces: Vec<Bytes>) -> Answer {
-    let frames = stream::iter(pieces.into_iter().map(|piece| Ok(Frame::data(piece))));
+    streamed(kind, stream::iter(pieces))
+}
+
+/// An answer that comes as this goes on.
+pub fn streamed(kind: &'static str, pieces: impl Stream<Item = Bytes> + Send + Sync + 'static) -> Answer {
+    let frames = pieces.map(|piece| Ok(Frame::data(piece)));
     typed(StatusCode::OK, kind, BoxBody::new(StreamBody::new(frames)))
 }
 
@@ -157,6 +162,9 @@ fn certified(names: &[String]) -> Result<(String, TlsAcceptor)> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(Vec::<String>::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // With one name for both, OpenSSL takes the server's certificate for one that signed itself.
+    let name = "An authority of the outside";
+    params.distinguished_name.push(DnType::CommonName, name);
     let certificate = params.self_signed(&key)?;
     let authority = pem(certificate.der());
     let issuer = Issuer::new(params, key);

@@ -1,12 +1,14 @@
 //! Unmodified clients in a real sandbox use a secret that they never hold: `curl` by each of the three ways to inject, and
 //! `git`, `pip`, `npm` and `cargo` over TLS, against servers that ask for credentials and write down what they get (D26).
-//! Then the day goes on: a secret is replaced under load, the hypervisor is killed, secrets are deleted, and `choir prove`
-//! finds none of them anywhere (D02).
+//! Then the day goes on: a secret is replaced under load, the hypervisor is killed, secrets are deleted, the box is lost
+//! and comes back from a backup, and `choir prove` finds none of them anywhere (D02).
 
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
+use age::secrecy::ExposeSecret as _;
+use age::x25519::Identity;
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use choir_api::client::Client;
@@ -73,8 +75,8 @@ async fn unmodified_clients_in_a_sandbox_use_secrets_that_they_never_hold() -> R
         async move { serve(&seen, &root, &sold).await }
     })
     .await?;
-    let instance = Instance::up_beside(&[&upstream], &[upstream.network()])?;
-    let (client, token) = person::sign_in_with_token(&instance).await?;
+    let mut instance = Instance::up_beside(&[&upstream], &[upstream.network()])?;
+    let (client, _) = person::sign_in_with_token(&instance).await?;
     client.create_workspace(&workspace()).await?;
     step("start dev", person::start(&client, Slot::Dev)).await?;
     step("make packages", make(&client, &wares)).await?;
@@ -102,6 +104,8 @@ async fn unmodified_clients_in_a_sandbox_use_secrets_that_they_never_hold() -> R
         ensure!(all, "{name} sent something else: {seen:?}");
     }
     step("replace under load, kill, delete", day(&client, &instance, &upstream)).await?;
+    let back = restore(&mut instance, &client, upstream.network());
+    let (client, token) = step("lose the box, and restore it", back).await?;
     let clean = step("prove that nothing is anywhere", prove(&instance, &token, 0)).await?;
     ensure!(clean.contains("CLEAN"), "it says otherwise");
     step("look for the secrets inside", nothing_inside(&client)).await?;
@@ -114,6 +118,9 @@ async fn unmodified_clients_in_a_sandbox_use_secrets_that_they_never_hold() -> R
 
 /// The value that takes the first one's place.
 const ANEW: &str = "canary-anew-8c52e07d4b19fa36";
+
+/// Stored after the backup.
+const LATE: &str = "canary-late-41d97ac0e25b83f6";
 
 /// While a program calls and calls, its secret is replaced and the hypervisor is killed; then secrets are deleted.
 async fn day(client: &Client, instance: &Instance, upstream: &Upstream) -> Result<()> {
@@ -169,6 +176,59 @@ async fn day(client: &Client, instance: &Instance, upstream: &Upstream) -> Resul
     let refused = exec(client, Slot::Dev, "curl -fsS $CHOIR_BROKER_URL/v1/egress/npm/acme-pkg").await?;
     ensure!(refused.exit.exit_code == 22, "a deleted secret was used: {refused:?}");
     Ok(())
+}
+
+/// The database is lost, and what a backup holds takes its place: the secret that it has is used, and one that was stored
+/// after it is gone.
+async fn restore(instance: &mut Instance, client: &Client, network: String) -> Result<(Client, String)> {
+    let elsewhere = tempfile::tempdir()?;
+    let place = |name: &str| elsewhere.path().join(name).display().to_string();
+    let identity = Identity::generate();
+    std::fs::write(place("identity"), identity.to_string().expose_secret())?;
+    instance.reconfigure(|config| {
+        let recipients = vec![identity.to_public().to_string()];
+        let backup = toml::Table::from_iter([("recipients".to_owned(), recipients.into())]);
+        config.insert("backup".to_owned(), backup.into());
+    })?;
+    instance.operate(&["backup", "--to", &place("backups")])?;
+    until("the hypervisor to be back", async || Ok(client.alive().await.ok())).await?;
+    let put = PutSecret {
+        value: SecretText::new(LATE.to_owned()),
+        reveal: false,
+    };
+    client.put_secret(&"LATE".parse()?, &put).await?;
+    instance.stop()?;
+    for part in ["choir.db", "choir.db-wal", "choir.db-shm"] {
+        let _none = std::fs::remove_file(instance.path(part));
+    }
+    let backup = std::fs::read_dir(place("backups"))?
+        .next()
+        .context("no backup")??
+        .path();
+    let backup = backup.display().to_string();
+    instance.operate(&[
+        "restore",
+        &backup,
+        "--into",
+        &place("into"),
+        "--identity",
+        &place("identity"),
+    ])?;
+    std::fs::copy(place("into/choir.db"), instance.path("choir.db"))?;
+    instance.restart(&[network])?;
+    let (client, token) = person::come_back(instance).await?;
+    let names: Vec<_> = client
+        .secrets()
+        .await?
+        .items
+        .into_iter()
+        .map(|secret| secret.name.to_string())
+        .collect();
+    ensure!(names == ["API", "GIT", "PYPI"], "restored: {names:?}");
+    person::start(&client, Slot::Dev).await?;
+    let told = run(&client, Slot::Dev, "curl -fsS https://api.acme.example/restored").await?;
+    ensure!(told == "let in", "it was told {told}");
+    Ok((client, token))
 }
 
 /// What `choir prove` of one's own says, which must end with this exit code.
@@ -319,7 +379,7 @@ async fn git(client: &Client, upstream: &Upstream, repositories: &Path) -> Resul
 /// Neither as it is nor as the servers got it, while programs still run that used it.
 async fn nothing_inside(client: &Client) -> Result<()> {
     let mut words = Vec::new();
-    words.push(ANEW.to_owned());
+    words.extend([ANEW, LATE].map(str::to_owned));
     for host in [API, GIT, PYPI, NPM, CARGO] {
         words.push(canary(host));
         let sent = credential(host);

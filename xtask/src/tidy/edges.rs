@@ -91,7 +91,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "choir-bench",
-        ours: &["choir-api", "choir-core"],
+        ours: &["choir-api", "choir-core", "choir-e2e"],
         never: DATABASES,
     },
     Rule {
