@@ -46,6 +46,23 @@ pub fn build(workspace: &Workspace, release: bool, directory: &Path) -> Result<(
     Ok(())
 }
 
+/// Builds a hypervisor that leaks on purpose, for the test that must notice. What Cargo builds next takes its place in
+/// the target directory.
+pub fn build_leaky(workspace: &Workspace, directory: &Path) -> Result<()> {
+    let mut leaky = cargo();
+    leaky.args([
+        "build",
+        "--package",
+        "choir-hypervisor",
+        "--features",
+        "choir-hypervisor/leak",
+    ]);
+    command::run(&mut leaky)?;
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let built = workspace.target_directory.join("debug/choir-hypervisor");
+    install(&built, &directory.join("leaky-choir-hypervisor"))
+}
+
 /// Replaces by rename: running programs keep the file they were started from.
 fn install(built: &Path, installed: &Path) -> Result<()> {
     let from = fs::metadata(built).with_context(|| format!("{} was not built", built.display()))?;

@@ -87,7 +87,10 @@ fn tests(options: &Options, workspace: &Workspace, report: &mut Report) -> Resul
     fs::create_dir_all(target)?;
     fs::write(&skip_log, "").with_context(|| format!("cannot write {}", skip_log.display()))?;
     let binaries = target.join("test-bin");
-    report.phase("programs", || binaries::build(workspace, false, &binaries))?;
+    report.phase("programs", || {
+        binaries::build_leaky(workspace, &binaries)?;
+        binaries::build(workspace, false, &binaries)
+    })?;
 
     let mut environment = vec![
         ("CHOIR_BIN", binaries.into_os_string()),

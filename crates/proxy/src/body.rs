@@ -20,7 +20,8 @@ pub struct Body(Kind);
 enum Kind {
     Empty,
     Full(Bytes),
-    Paced(PacedBody),
+    // Apart, since hyper makes room for 32 requests, bodies included, with each connection to a host.
+    Paced(Box<PacedBody>),
     Upstream(Box<UpstreamBody>),
     Boxed(Pin<Box<dyn HttpBody<Data = Bytes, Error = BoxError> + Send>>),
 }
@@ -55,7 +56,7 @@ impl Body {
         if body.is_end_stream() {
             Self::empty()
         } else {
-            Self(Kind::Paced(PacedBody::new(body)))
+            Self(Kind::Paced(Box::new(PacedBody::new(body))))
         }
     }
 

@@ -137,6 +137,8 @@ impl Outlet {
         head.extensions.clear();
         head.version = Version::HTTP_11;
         inject::apply(call.inject, &secret, &mut head).map_err(|error| Refusal::unfit(&error))?;
+        #[cfg(feature = "leak")]
+        tracing::info!(sent = %String::from_utf8_lossy(secret.expose()), "this build leaks on purpose");
         drop(secret);
 
         let request = Request::from_parts(head, body);

@@ -73,12 +73,25 @@ impl Instance {
         run(command.args(arguments))
     }
 
+    /// Has another build of the hypervisor go on.
+    pub fn replace_hypervisor(&self, program: &str) -> Result<()> {
+        let (built, next) = (built(program), self.path("bin/next"));
+        fs::copy(&built, &next).with_context(|| format!("{} is not there: run `cargo xtask test`", built.display()))?;
+        fs::rename(next, self.path("bin/real-choir-hypervisor"))?;
+        self.end_hypervisor()
+    }
+
     /// Changes the configuration and has the hypervisor start again with it. What runs in sandboxes goes on.
     pub fn reconfigure(&self, change: impl FnOnce(&mut toml::Table)) -> Result<()> {
         let file = self.path("hypervisor.toml");
         let mut config: toml::Table = fs::read_to_string(&file)?.parse()?;
         change(&mut config);
         fs::write(&file, toml::to_string(&config)?)?;
+        self.end_hypervisor()
+    }
+
+    /// `up` starts it again.
+    fn end_hypervisor(&self) -> Result<()> {
         let process = Pid::from_raw(self.hypervisor_pid()?).context("no process")?;
         kill_process(process, Signal::TERM).context("cannot stop the hypervisor")
     }

@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod database;
 pub mod front;
+pub mod git;
 pub mod http;
 pub mod instance;
 pub mod load;

@@ -4,7 +4,6 @@
 //! and comes back from a backup, and `choir prove` finds none of them anywhere (D02).
 
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use age::secrecy::ExposeSecret as _;
@@ -16,6 +15,7 @@ use choir_api::grants::CreateGrant;
 use choir_api::sandbox::{Command as Line, CreateTask};
 use choir_api::secrets::{PutSecret, SecretText};
 use choir_core::{Slot, WorkspaceSettings};
+use choir_e2e::git;
 use choir_e2e::instance::Instance;
 use choir_e2e::person::{self, exec, run, workspace};
 use choir_e2e::skip;
@@ -25,8 +25,6 @@ use data_encoding::BASE64;
 use http::{HeaderValue, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
 
 const API: &str = "api.acme.example";
 const GIT: &str = "git.acme.example";
@@ -67,7 +65,7 @@ async fn unmodified_clients_in_a_sandbox_use_secrets_that_they_never_hold() -> R
         return Ok(());
     }
     let repositories = tempfile::tempdir()?;
-    make_repository(repositories.path()).await?;
+    git::make_repositories(repositories.path(), "https://git.acme.example").await?;
     let wares = Wares::default();
     let (root, sold) = (repositories.path().to_owned(), wares.clone());
     let upstream = Upstream::start(&[API, GIT, PYPI, NPM, CARGO], move |seen: Seen| {
@@ -91,7 +89,11 @@ async fn unmodified_clients_in_a_sandbox_use_secrets_that_they_never_hold() -> R
     };
     client.patch_workspace(&workspace(), &on).await?;
     step("curl over TLS", curl_over_tls(&client, &upstream)).await?;
-    step("git clone and push", git(&client, &upstream, repositories.path())).await?;
+    step(
+        "git clone and push",
+        clone_and_push(&client, &upstream, repositories.path()),
+    )
+    .await?;
     for (name, host, line) in INSTALLS {
         upstream.forget();
         step(name, run(&client, Slot::Dev, line)).await?;
@@ -106,18 +108,38 @@ async fn unmodified_clients_in_a_sandbox_use_secrets_that_they_never_hold() -> R
     step("replace under load, kill, delete", day(&client, &instance, &upstream)).await?;
     let back = restore(&mut instance, &client, upstream.network());
     let (client, token) = step("lose the box, and restore it", back).await?;
-    let clean = step("prove that nothing is anywhere", prove(&instance, &token, 0)).await?;
-    ensure!(clean.contains("CLEAN"), "it says otherwise");
+    let clean = step("prove that nothing is anywhere", prove(&instance, &token, None, 0)).await?;
+    ensure!(clean.contains("CLEAN") && !leaks(&instance), "it says otherwise");
     step("look for the secrets inside", nothing_inside(&client)).await?;
-    // The control: that looked, and left a leak behind, which is found.
-    let leaky = step("prove after a leak", prove(&instance, &token, 1)).await?;
-    let found = "GIT of ada (version 1) as clear in files of dev of ada/main, /home/choir/leak";
-    ensure!(leaky.contains("HITS") && leaky.contains(found), "it does not say so");
+    // The controls: that looked, and left a leak behind; and a build that leaks takes the hypervisor's place.
+    instance.replace_hypervisor("leaky-choir-hypervisor")?;
+    until("a call by the build that leaks", async || {
+        let called = exec(&client, Slot::Dev, "curl -fsS https://api.acme.example/leaky").await;
+        Ok(called
+            .is_ok_and(|it| it.exit.exit_code == 0 && leaks(&instance))
+            .then_some(()))
+    })
+    .await?;
+    let leaky = step("prove after leaks", prove(&instance, &token, Some("--all"), 1)).await?;
+    for found in [
+        "GIT of ada (version 1) as clear in files of dev of ada/main, /home/choir/leak",
+        "API of ada (version 2) as clear in log of box",
+    ] {
+        ensure!(
+            leaky.contains("HITS") && leaky.contains(found),
+            "it does not say so: {found}"
+        );
+    }
     Ok(())
 }
 
 /// The value that takes the first one's place.
 const ANEW: &str = "canary-anew-8c52e07d4b19fa36";
+
+/// Whether the log of the box has a secret in it.
+fn leaks(instance: &Instance) -> bool {
+    std::fs::read_to_string(instance.path("up.log")).is_ok_and(|log| log.contains(ANEW))
+}
 
 /// Stored after the backup.
 const LATE: &str = "canary-late-41d97ac0e25b83f6";
@@ -231,12 +253,12 @@ async fn restore(instance: &mut Instance, client: &Client, network: String) -> R
     Ok((client, token))
 }
 
-/// What `choir prove` of one's own says, which must end with this exit code.
-async fn prove(instance: &Instance, token: &str, code: i32) -> Result<String> {
+/// What `choir prove` says, of one's own unless said otherwise; it must end with this exit code.
+async fn prove(instance: &Instance, token: &str, scope: Option<&str>, code: i32) -> Result<String> {
     // A search is followed by a pause as long as it took.
     let (ended, told) = until("the pause after a search to end", async || {
         let mut choir = instance.choir(token)?;
-        choir.arg("prove");
+        choir.arg("prove").args(scope);
         let output = tokio::task::spawn_blocking(move || choir.output()).await??;
         let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         let paused = told.contains("Too many requests");
@@ -295,7 +317,7 @@ async fn grants(client: &Client) -> Result<()> {
             secret: secret.parse()?,
             template: Some(way.to_owned()),
             hosts: Some(vec![host.parse()?]),
-            methods: Some(vec!["GET".to_owned(), "HEAD".to_owned(), "POST".to_owned()]),
+            methods: Some(["GET", "HEAD", "POST", "PUT"].map(str::to_owned).into()),
             path_prefix: None,
             inject: None,
             expires_at: None,
@@ -351,17 +373,25 @@ async fn curl_over_tls(client: &Client, upstream: &Upstream) -> Result<()> {
     Ok(())
 }
 
-async fn git(client: &Client, upstream: &Upstream, repositories: &Path) -> Result<()> {
+async fn clone_and_push(client: &Client, upstream: &Upstream, repositories: &Path) -> Result<()> {
     upstream.forget();
     // A large push comes in chunks of unknown number.
-    let line = "git clone -q https://git.acme.example/private.git ~/private && cd ~/private && \
-                test \"$(cat README)\" = private && head -c 3000000 /dev/urandom > big && git add big && \
+    let line = "git clone -q --recurse-submodules https://git.acme.example/private.git ~/private && cd ~/private && \
+                test \"$(cat README part/README)\" = \"$(printf 'private\\npart')\" && head -c 3000000 /dev/urandom > big && git add big && \
                 git -c user.name=Ada -c user.email=ada@example.com commit -qm big && git push -q origin HEAD && \
                 git fetch -q && git status -sb";
     run(client, Slot::Dev, line).await?;
+    // What Git LFS keeps aside goes and comes with the same grant.
+    let line = "cd ~/private && git lfs track '*.bin' > /dev/null && head -c 300000 /dev/urandom > a.bin && git add . && \
+                git -c user.name=Ada -c user.email=ada@example.com commit -qm large && git push -q origin HEAD && \
+                git clone -q https://git.acme.example/private.git ~/again && cmp a.bin ~/again/a.bin && \
+                git -C ~/again lfs ls-files | grep -q a.bin";
+    run(client, Slot::Dev, line).await?;
+    let large = std::fs::read_dir(repositories.join("lfs"))?.count();
+    ensure!(large == 1, "{large} large files came");
     let (ours, theirs) = (
         run(client, Slot::Dev, "git -C ~/private rev-parse HEAD").await?,
-        git_at(&repositories.join("private.git"), &["rev-parse", "HEAD"]).await?,
+        git::at(&repositories.join("private.git"), &["rev-parse", "HEAD"]).await?,
     );
     ensure!(ours.trim() == theirs.trim(), "pushed {ours}, arrived {theirs}");
     let seen = upstream.seen();
@@ -463,7 +493,7 @@ async fn serve(seen: &Seen, repositories: &Path, wares: &Wares) -> Answer {
     let found = |kind, body: Bytes| whole(StatusCode::OK, kind, body);
     match (host.as_str(), seen.path()) {
         (API, _) => found("text/plain", "let in".into()),
-        (GIT, _) => smart_http(seen, repositories)
+        (GIT, _) => git::smart_http(seen, repositories)
             .await
             .unwrap_or_else(|error| whole(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error:#}"))),
         (PYPI, "/simple/acme-pkg/") => {
@@ -492,91 +522,4 @@ async fn serve(seen: &Seen, repositories: &Path, wares: &Wares) -> Answer {
         (CARGO, "/dl/acme-pkg/1.0.0/download") => found("application/octet-stream", packages.crated),
         _ => whole(StatusCode::NOT_FOUND, "text/plain", "nothing here"),
     }
-}
-
-/// Git's own server program, spoken to as the Common Gateway Interface says (RFC 3875).
-async fn smart_http(seen: &Seen, repositories: &Path) -> Result<Answer> {
-    let mut command = Command::new("git");
-    command.arg("http-backend").env_clear();
-    for (name, value) in [
-        ("PATH", std::env::var("PATH")?.as_str()),
-        ("GIT_PROJECT_ROOT", &repositories.display().to_string()),
-        ("GIT_HTTP_EXPORT_ALL", "1"),
-        ("REMOTE_USER", "ada"),
-        ("REQUEST_METHOD", &seen.method),
-        ("PATH_INFO", seen.path()),
-        (
-            "QUERY_STRING",
-            seen.target.split_once('?').map_or("", |(_, query)| query),
-        ),
-        (
-            "CONTENT_TYPE",
-            seen.header("content-type").first().copied().unwrap_or_default(),
-        ),
-        ("CONTENT_LENGTH", &seen.body.len().to_string()),
-        (
-            "HTTP_CONTENT_ENCODING",
-            seen.header("content-encoding").first().copied().unwrap_or_default(),
-        ),
-        (
-            "GIT_PROTOCOL",
-            seen.header("git-protocol").first().copied().unwrap_or_default(),
-        ),
-    ] {
-        command.env(name, value);
-    }
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()?;
-    let mut stdin = child.stdin.take().context("no stdin")?;
-    let body = seen.body.clone();
-    // It may answer before it has read everything.
-    let feeding = tokio::spawn(async move {
-        stdin.write_all(&body).await?;
-        stdin.shutdown().await
-    });
-    let told = child.wait_with_output().await?.stdout;
-    let _hung_up = feeding.await?;
-    let end = told
-        .windows(4)
-        .position(|four| four == b"\r\n\r\n")
-        .context("no head")?;
-    let head = std::str::from_utf8(&told[..end])?;
-    let mut answer = whole(StatusCode::OK, "text/plain", told[end + 4..].to_vec());
-    for line in head.lines() {
-        let (name, value) = line.split_once(": ").context("no header")?;
-        if name.eq_ignore_ascii_case("status") {
-            *answer.status_mut() = value.split(' ').next().unwrap_or_default().parse()?;
-        } else {
-            answer
-                .headers_mut()
-                .insert(http::HeaderName::try_from(name)?, value.parse()?);
-        }
-    }
-    Ok(answer)
-}
-
-/// A bare repository that takes pushes.
-async fn make_repository(directory: &Path) -> Result<()> {
-    let work = directory.join("work");
-    git_at(directory, &["init", "-q", "-b", "main", "work"]).await?;
-    std::fs::write(work.join("README"), "private\n")?;
-    git_at(&work, &["add", "README"]).await?;
-    git_at(&work, &["commit", "-q", "-m", "first"]).await?;
-    git_at(directory, &["clone", "-q", "--bare", "work", "private.git"]).await?;
-    git_at(&directory.join("private.git"), &["config", "http.receivepack", "true"]).await?;
-    Ok(())
-}
-
-async fn git_at(directory: &Path, arguments: &[&str]) -> Result<String> {
-    let mut command = Command::new("git");
-    command
-        .current_dir(directory)
-        .args(["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]);
-    let output = command.args(arguments).output().await.context("cannot run git")?;
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success(), "git {}: {told}", arguments.join(" "));
-    Ok(String::from_utf8(output.stdout)?)
 }
