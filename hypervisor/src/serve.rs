@@ -132,7 +132,7 @@ pub fn auth_deps(
 
 /// Ends open deployments, takes over what runs, and publishes every route.
 pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
-    let (inside, from_inside) = mpsc::channel(256);
+    let (inside, from_inside) = mpsc::unbounded_channel();
     let notices = app
         .fleet
         .services

@@ -104,7 +104,7 @@ impl Gateway {
     }
 
     /// Serves what comes from inside until the runtime ends.
-    pub async fn run(self: Arc<Self>, mut inside: mpsc::Receiver<(Generation, ListenerKind, Stream)>) {
+    pub async fn run(self: Arc<Self>, mut inside: mpsc::UnboundedReceiver<(Generation, ListenerKind, Stream)>) {
         while let Some((generation, kind, stream)) = inside.recv().await {
             let Some(place) = self.place(&generation.sandbox) else {
                 tracing::debug!(%generation, "too many connections from one sandbox; one is closed");

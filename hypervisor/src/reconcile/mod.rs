@@ -93,8 +93,9 @@ pub enum WakeError {
     Deleted,
 }
 
-/// What a generation's broker and egress listeners are handed to.
-pub type Inside = mpsc::Sender<(Generation, choir_runtime::ListenerKind, Stream)>;
+/// What a generation's broker and egress listeners are handed to. Without a bound of its own: a runtime lets in only so many
+/// from each sandbox at once, and one that is flooded must not take the others' room here.
+pub type Inside = mpsc::UnboundedSender<(Generation, choir_runtime::ListenerKind, Stream)>;
 
 /// Something about how proxied traffic ends, which the fleet asks the data plane for.
 pub trait DataPlane: Send + Sync {
@@ -487,8 +488,7 @@ impl Fleet {
                     kind,
                     stream,
                 } => {
-                    // A full queue drops the connection: the sandbox sees it closed and may try again.
-                    let _ = inside.try_send((generation, kind, stream));
+                    let _ = inside.send((generation, kind, stream));
                     continue;
                 }
             };
