@@ -99,9 +99,9 @@ pub async fn answer_all<S: Io, A>(
         .serve_connection(
             TokioIo::new(stream),
             service_fn(|request| {
-                let answer = answer(request);
                 // What only making an answer needs is not kept while it streams.
-                Box::pin(async move { Ok::<_, Infallible>(answer.await) })
+                let answer = Box::pin(answer(request));
+                async move { Ok::<_, Infallible>(answer.await) }
             }),
         )
         .with_upgrades();

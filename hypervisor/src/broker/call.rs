@@ -42,7 +42,7 @@ impl Door {
         &self,
         name: &str,
         below: &str,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
     ) -> Result<Response<Body>, Refusal> {
         let (standing, grant) = self.find(ACTION, name).await?;
         let path = if below.is_empty() { "/" } else { below };
@@ -68,7 +68,7 @@ impl Outlet {
         grant: &Grant,
         host: &HostName,
         path: &str,
-        mut request: Request<Incoming>,
+        mut request: Box<Request<Incoming>>,
     ) -> Result<Response<Body>, Refusal> {
         let program = request.extensions_mut().remove::<OnUpgrade>();
         let what = format!("{} {} {host}", grant.capability, request.method());
@@ -80,7 +80,7 @@ impl Outlet {
             path,
             inject: &grant.rule.inject,
         };
-        let request = request.map(Body::wrap);
+        let request = Box::new((*request).map(Body::wrap));
         self.carry(&call, Secret::Granted(grant), request, program, receipt)
             .await
     }
@@ -90,11 +90,23 @@ impl Outlet {
         &self,
         call: &Call<'_>,
         secret: Secret<'_>,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         program: Option<OnUpgrade>,
         receipt: Receipt,
     ) -> Result<Response<Body>, Refusal> {
-        match self.send(call, secret, request).await {
+        let grant = match &secret {
+            Secret::Granted(grant) => Some(*grant),
+            Secret::OfTheBox(_) => None,
+        };
+        let answered = async {
+            let (request, scanner) = Box::pin(self.prepare(call, secret, request)).await?;
+            let response = self.https().exchange(call.host, call.port, request).await?;
+            if let Some(grant) = grant {
+                self.used(call.standing, grant);
+            }
+            Ok::<_, Refusal>((response, scanner))
+        };
+        match answered.await {
             Ok((response, scanner)) => answer(response, program, scanner, receipt, call.host).await,
             Err(refusal) => {
                 receipt.end(refusal.outcome);
@@ -103,13 +115,14 @@ impl Outlet {
         }
     }
 
-    /// The answer, and what to look for in it.
-    async fn send(
+    /// The request with the secret in it, and what to look for in its answer. Requests are boxed on their way: while a host
+    /// is waited for, each function on it would keep room for one.
+    async fn prepare(
         &self,
         call: &Call<'_>,
         secret: Secret<'_>,
-        request: Request<Body>,
-    ) -> Result<(Response<Incoming>, Scanner), Refusal> {
+        request: Box<Request<Body>>,
+    ) -> Result<(Box<Request<Body>>, Scanner), Refusal> {
         let Call { standing, path, .. } = *call;
         let (secret, grant) = match secret {
             Secret::Granted(grant) => {
@@ -139,14 +152,7 @@ impl Outlet {
         inject::apply(call.inject, &secret, &mut head).map_err(|error| Refusal::unfit(&error))?;
         #[cfg(feature = "leak")]
         tracing::info!(sent = %String::from_utf8_lossy(secret.expose()), "this build leaks on purpose");
-        drop(secret);
-
-        let request = Request::from_parts(head, body);
-        let response = self.https().exchange(call.host, call.port, request).await?;
-        if let Some(grant) = grant {
-            self.used(standing, grant);
-        }
-        Ok((response, scanner))
+        Ok((Box::new(Request::from_parts(head, body)), scanner))
     }
 }
 

@@ -70,9 +70,9 @@ impl Door {
             .and_then(|rest| rest.strip_suffix("/resolve"));
         let answer = if let Some(rest) = path.strip_prefix(EGRESS) {
             let (name, below) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            self.call(name, below, request).await
+            self.call(name, below, Box::new(request)).await
         } else if let Some(rest) = path.strip_prefix(PROVIDERS) {
-            Ok(providers::door::answer(self, rest, request).await)
+            Ok(Box::pin(providers::door::answer(self, rest, request)).await)
         } else if let (Some(name), &Method::POST) = (resolved, request.method()) {
             self.reveal(name).await
         } else if (path.as_str(), request.method()) == ("/v1/capabilities", &Method::GET) {

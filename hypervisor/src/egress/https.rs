@@ -69,7 +69,7 @@ impl Https {
         &self,
         host: &HostName,
         port: u16,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
     ) -> Result<Response<Incoming>, Lost> {
         let broken = || Lost::Broken(host.to_string());
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
@@ -77,7 +77,7 @@ impl Https {
         parts.authority = Some(authority(host, port).parse().map_err(|_| broken())?);
         parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from_parts(parts).map_err(|_| broken())?;
-        match tokio::time::timeout(ANSWER_WITHIN, self.0.request(request)).await {
+        match tokio::time::timeout(ANSWER_WITHIN, self.0.request(*request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(reason(&error).unwrap_or_else(broken)),
             Err(_) => Err(broken()),

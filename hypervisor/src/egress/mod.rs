@@ -354,7 +354,7 @@ impl Outward for Outlet {
             && let path = request.uri().path().to_owned()
             && let Ok(grant) = taken::covering(&grants, &named, request.method().as_str(), &path)
         {
-            let answered = self.call(&standing, grant, &named, &path, request).await;
+            let answered = self.call(&standing, grant, &named, &path, Box::new(request)).await;
             let random = &*self.gateway.deps.random;
             return Ok(Plain::Answered(
                 answered.unwrap_or_else(|refusal| refusal.response(random)),

@@ -54,7 +54,7 @@ async fn answer(outlet: &Outlet, host: &HostName, request: Request<Incoming>) ->
             let message = "send a Host header that equals the host that you connected to";
             return Err(Refusal::malformed(message));
         }
-        let request = Request::from_parts(head, body);
+        let request = Box::new(Request::from_parts(head, body));
         let (standing, grants) = outlet.granted().await?.ok_or_else(Refusal::nowhere)?;
         let path = request.uri().path().to_owned();
         match covering(&grants, host, request.method().as_str(), &path) {
@@ -112,7 +112,7 @@ async fn refused(
 }
 
 /// Sends a request on as the program wrote it.
-async fn pass(outlet: &Outlet, host: &HostName, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+async fn pass(outlet: &Outlet, host: &HostName, request: Box<Request<Incoming>>) -> Result<Response<Body>, Refusal> {
     let (mut head, body) = request.into_parts();
     let websocket = wants_websocket(&head);
     let client = head.extensions.remove::<OnUpgrade>().filter(|_| websocket);
@@ -122,7 +122,7 @@ async fn pass(outlet: &Outlet, host: &HostName, request: Request<Incoming>) -> R
     head.version = Version::HTTP_11;
     let sent = outlet
         .https()
-        .exchange(host, PORT, Request::from_parts(head, Body::wrap(body)))
+        .exchange(host, PORT, Box::new(Request::from_parts(head, Body::wrap(body))))
         .await;
     let response = sent.map_err(Refusal::from)?;
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;

@@ -181,7 +181,7 @@ impl Asked<'_> {
             path: &self.target(),
             inject: &inject,
         };
-        let request = Request::from_parts(head, body);
+        let request = Box::new(Request::from_parts(head, body));
         let answer = self.door.outlet.carry(&call, secret, request, None, receipt).await?;
         let bill = Bill {
             store: deps.store.clone(),
