@@ -4,8 +4,9 @@ use choir_core::Name;
 use clap::{Parser, Subcommand};
 
 use crate::verbs::{
-    audit, completions, config, deployments, doctor, exec, grants, invites, login, logs, new, open, pause, prove,
-    releases, restart, run, secrets, shell, smoke, start, stop, swap, tasks, tokens, usage, workspaces,
+    audit, completions, config, deploy, deployments, doctor, exec, fork, grants, invites, login, logs, new, open,
+    pause, prove, releases, restart, rollback, run, secrets, shell, smoke, snapshots, start, stop, swap, tasks, tokens,
+    usage, workspaces,
 };
 
 /// Where `choir` looks when nothing says otherwise.
@@ -51,7 +52,11 @@ pub enum Verb {
     Restart(restart::Args),
     Pause(pause::Args),
     Swap(swap::Args),
+    Rollback(rollback::Args),
+    Fork(fork::Args),
+    Deploy(deploy::Args),
     Deployments(deployments::Args),
+    Snapshots(snapshots::Args),
     Exec(exec::Args),
     Run(run::Args),
     Tasks(tasks::Args),

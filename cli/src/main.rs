@@ -4,6 +4,7 @@
 mod args;
 mod config;
 mod context;
+mod deploying;
 mod failure;
 mod known_hosts;
 mod output;

@@ -28,6 +28,9 @@ use crate::table::{Entry, Table, Target};
 /// How long a request is held while its sandbox wakes.
 pub const HOLD: Duration = Duration::from_secs(30);
 
+/// The websocket close code that asks clients to come again (IANA registry of RFC 6455 codes).
+const SERVICE_RESTART: u16 = 1012;
+
 /// The composed control plane.
 pub struct App {
     pub config: Arc<Config>,
@@ -151,6 +154,11 @@ pub struct Plane(pub Arc<Forwarder>);
 impl DataPlane for Plane {
     fn in_flight(&self, generation: &Generation) -> bool {
         self.0.in_flight(generation) > 0
+    }
+
+    fn drain<'a>(&'a self, generation: &'a Generation) -> BoxFuture<'a, ()> {
+        self.0.close_tunnels(generation, SERVICE_RESTART);
+        Box::pin(self.0.quiet(generation))
     }
 
     fn retire(&self, generation: &Generation) {

@@ -27,5 +27,6 @@ pub mod releases;
 pub mod router;
 pub mod secrets;
 pub mod serve;
+pub mod snapshots;
 pub mod table;
 pub mod workspaces;

@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::auth::extract::PeerAddr;
 use crate::auth::{self, Route};
 use crate::error::ApiError;
-use crate::{admin, deployments, grants, health, pages, prove, providers, releases, secrets, workspaces};
+use crate::{admin, deployments, grants, health, pages, prove, providers, releases, secrets, snapshots, workspaces};
 
 /// The most a JSON body may have, in bytes. The sandbox API streams and is not bound by it.
 const MOST_BODY: usize = 1 << 20;
@@ -27,6 +27,7 @@ pub fn tables() -> Vec<&'static [Route]> {
         pages::status::ROUTES,
         workspaces::routes::ROUTES,
         deployments::routes::ROUTES,
+        snapshots::routes::ROUTES,
         releases::routes::ROUTES,
         admin::routes::ROUTES,
         secrets::routes::ROUTES,
@@ -41,6 +42,7 @@ pub fn router(app: &Arc<App>) -> Router {
     let own = pages::status::router()
         .merge(workspaces::routes::router())
         .merge(deployments::routes::router())
+        .merge(snapshots::routes::router())
         .merge(releases::routes::router())
         .merge(admin::routes::router())
         .merge(prove::routes::router())

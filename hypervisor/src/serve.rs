@@ -155,13 +155,17 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
     tokio::spawn(gateway.clone().tell_repeats(app.stopping.clone()));
     tokio::spawn(gateway.run(from_inside));
     tokio::spawn(app.auth.clone().run());
-    app.recover_deployments().await?;
+    let ahead = app.recover_deployments().await?;
+    app.clear_snapshots().await?;
     let views = app.store.all_workspaces().await?;
     app.fleet.adopt(&views).await?;
     for view in &views {
         app.publish(view).await;
     }
     app.adopted.send_replace(true);
+    for deployment in ahead {
+        tokio::spawn(app.clone().roll_forward(deployment));
+    }
     for finding in app.stats().await.findings {
         tracing::warn!("{finding}");
     }

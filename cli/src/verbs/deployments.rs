@@ -23,7 +23,7 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
     let page = client.deployments(&ctx.workspace).await?;
     ctx.show(&page, || {
         let rows: Vec<Vec<String>> = page.items.iter().map(|d| row(ctx, d)).collect();
-        table(&["ID", "KIND", "STEP", "BEGAN", "TOOK", "REASON"], &rows)
+        table(&["ID", "KIND", "SLOT", "STEP", "BEGAN", "TOOK", "REASON"], &rows)
     })
 }
 
@@ -31,16 +31,13 @@ fn row(ctx: &Context, deployment: &Deployment) -> Vec<String> {
     let total: u64 = deployment.steps.iter().map(|s| s.took_ms).sum();
     vec![
         deployment.id.to_string(),
-        kind(deployment),
+        deployment.kind.as_str().to_owned(),
+        deployment.slot.to_string(),
         deployment.step.as_str().to_owned(),
         ago(Some(deployment.created_at), ctx.now),
         duration(total),
         deployment.reason.clone().unwrap_or_default(),
     ]
-}
-
-fn kind(deployment: &Deployment) -> String {
-    format!("{:?}", deployment.kind).to_lowercase()
 }
 
 fn steps(deployment: &Deployment) -> String {

@@ -3,9 +3,11 @@
 pub mod audit;
 pub mod completions;
 pub mod config;
+pub mod deploy;
 pub mod deployments;
 pub mod doctor;
 pub mod exec;
+pub mod fork;
 pub mod grants;
 pub mod invites;
 pub mod login;
@@ -17,10 +19,12 @@ pub mod pause;
 pub mod prove;
 pub mod releases;
 pub mod restart;
+pub mod rollback;
 pub mod run;
 pub mod secrets;
 pub mod shell;
 pub mod smoke;
+pub mod snapshots;
 pub mod start;
 pub mod status;
 pub mod stop;
@@ -59,6 +63,10 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Restart(args) => restart::run(&ctx, &args).await,
         Verb::Pause(args) => pause::run(&ctx, &args).await,
         Verb::Swap(args) => swap::run(&ctx, &args).await,
+        Verb::Rollback(args) => rollback::run(&ctx, &args).await,
+        Verb::Fork(args) => fork::run(&ctx, &args).await,
+        Verb::Deploy(args) => deploy::run(&ctx, &args).await,
+        Verb::Snapshots(args) => snapshots::run(&ctx, &args).await,
         Verb::Deployments(args) => deployments::run(&ctx, &args).await,
         Verb::Exec(args) => exec::run(&ctx, args).await,
         Verb::Run(args) => run::run(&ctx, args).await,

@@ -28,6 +28,18 @@ fn text(ctx: &Context, workspace: &Workspace) -> String {
     if let Some(deployment) = &workspace.open_deployment {
         lines.push(format!("deployment {deployment} is under way"));
     }
+    if let Some(undo) = &workspace.undo {
+        let how = if undo.warm {
+            "at once, processes and all: what was live is frozen as it was"
+        } else {
+            "with a new start on its snapshot"
+        };
+        lines.push(format!(
+            "rollback: undoes the {} of {}, {how}",
+            undo.kind.as_str(),
+            ago(Some(undo.at), ctx.now)
+        ));
+    }
     lines.join("\n")
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use choir_core::deployment::{Kind, Step};
 use choir_core::sandbox::{Desired, Observed};
 use choir_core::{
-    DeploymentId, Limits, Name, ReleaseConfig, ReleaseId, SandboxId, Slot, WorkspaceId, WorkspaceSettings,
+    DeploymentId, Limits, Name, ReleaseConfig, ReleaseId, SandboxId, Slot, SnapshotId, WorkspaceId, WorkspaceSettings,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,20 @@ pub struct Workspace {
     /// The deployment that is under way, if one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_deployment: Option<DeploymentId>,
+    /// What a rollback would undo now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<Undo>,
+}
+
+/// What a rollback would undo.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Undo {
+    pub deployment: DeploymentId,
+    pub kind: Kind,
+    pub at: Timestamp,
+    /// Whether the sandbox that it took out of live is frozen as it was: then it comes back in under a second, processes
+    /// and all. Else live starts anew on a copy of the snapshot.
+    pub warm: bool,
 }
 
 /// Both slots.
@@ -125,6 +139,8 @@ pub struct EffectiveSetting {
 pub struct Deployment {
     pub id: DeploymentId,
     pub kind: Kind,
+    /// The slot that it changes; a swap's is `live`.
+    pub slot: Slot,
     pub step: Step,
     pub created_at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -142,6 +158,49 @@ pub struct DeploymentStep {
     pub at: Timestamp,
     /// Since the step before it began.
     pub took_ms: u64,
+}
+
+/// `POST /api/workspaces/{ws}/rollback`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    /// The deployment to undo, with all after it: one of the last five of live that succeeded. The last where missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<DeploymentId>,
+}
+
+/// `POST /api/workspaces/{ws}/fork`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fork {
+    /// What dev is to be a copy of; live as it is where missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<SnapshotId>,
+}
+
+/// `POST /api/workspaces/{ws}/slots/{slot}/deploy`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deploy {
+    pub release: ReleaseId,
+}
+
+/// `GET …/slots/{slot}/snapshots/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub id: SnapshotId,
+    /// The slot that the sandbox was in.
+    pub slot: Slot,
+    pub sandbox: SandboxId,
+    pub release: ReleaseId,
+    /// Taken before this changed the slot; missing where somebody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<DeploymentId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_for: Option<Kind>,
+    pub created_at: Timestamp,
+    /// What it refers to, shared with others or not.
+    pub bytes: u64,
 }
 
 /// `POST /api/releases`: a known image with a config of one's own.

@@ -14,6 +14,7 @@ pub mod sandbox;
 mod schedule;
 pub mod settings;
 pub mod slot;
+pub mod snapshot;
 
 pub use awake::Awake;
 pub use egress::{EgressPolicy, HostName, HostPattern};

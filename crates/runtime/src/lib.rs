@@ -24,6 +24,7 @@ mod process_log;
 mod process_tree;
 pub mod sim;
 mod sim_app;
+mod sim_volumes;
 pub mod stream;
 pub mod template;
 pub mod volumes;
@@ -31,7 +32,8 @@ mod watch;
 
 pub use podman::{Podman, PodmanOptions};
 pub use process::Process;
-pub use sim::{Sim, SimVolumes};
+pub use sim::Sim;
+pub use sim_volumes::SimVolumes;
 pub use stream::Stream;
 pub use volumes::VolumesClient;
 
@@ -191,7 +193,9 @@ pub trait Volumes: Send + Sync {
     async fn shift(&self, volume: &str, ids: IdRange) -> Result<()>;
     /// A new volume whose `root` is the source's and whose home is empty. Already there: nothing is done.
     async fn derive(&self, release: &str, sandbox: &SandboxId) -> Result<()>;
-    /// A copy of both parts.
+    /// Puts a copy of the release's `root` in the place of the sandbox's; its home stays.
+    async fn replace_root(&self, release: &str, sandbox: &SandboxId) -> Result<()>;
+    /// A copy of both parts. Already there: nothing is done.
     async fn snapshot(&self, source: &str, target: &str, readonly: bool) -> Result<()>;
     /// Gone or never there: fine.
     async fn delete(&self, volume: &str) -> Result<()>;

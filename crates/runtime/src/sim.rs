@@ -2,20 +2,19 @@
 //! Ships beside the real ones and passes the same contract suite.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
-use choir_core::{Door, Generation, IdRange, Limits, SandboxId};
+use choir_core::{Door, Generation, Limits, SandboxId};
 use choir_link::ListenerKind;
 use tokio::sync::mpsc;
 
 use crate::gate;
 use crate::sim_app::{self, Inside};
 use crate::sweep::{Frame, Part};
-use crate::{Error, Found, LogLine, Notice, Result, Runtime, Seen, Spec, Stats, Stream, Usage, Volumes};
+use crate::{Error, Found, LogLine, Notice, Result, Runtime, Seen, Spec, Stats, Stream};
 
 /// What goes wrong with the next start of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -389,77 +388,4 @@ fn frames(config: &choir_link::AgentConfig, planted: Option<&Vec<(Part, String, 
         .collect();
     frames.push(Frame::Done);
     frames
-}
-
-/// Volumes in memory: names and limits, no files.
-#[derive(Debug, Clone, Default)]
-pub struct SimVolumes(Arc<Mutex<BTreeMap<String, Option<u64>>>>);
-
-impl SimVolumes {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<String, Option<u64>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn copy(&self, source: &str, target: &str) -> Result<()> {
-        let mut all = self.all();
-        if !all.contains_key(source) {
-            return Err(Error::NotFound);
-        }
-        all.entry(target.to_owned()).or_default();
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl Volumes for SimVolumes {
-    async fn backend(&self) -> Result<String> {
-        Ok("sim".to_owned())
-    }
-
-    async fn list(&self) -> Result<Vec<String>> {
-        Ok(self.all().keys().cloned().collect())
-    }
-
-    async fn import(&self, release: &str, archive: &Path) -> Result<String> {
-        self.all().insert(release.to_owned(), None);
-        // Distinct for distinct names, which is all that tests ask of it.
-        let text = archive.display().to_string();
-        let sum = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-            (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
-        });
-        Ok(format!("{sum:064x}"))
-    }
-
-    async fn shift(&self, volume: &str, _ids: IdRange) -> Result<()> {
-        self.all().contains_key(volume).then_some(()).ok_or(Error::NotFound)
-    }
-
-    async fn derive(&self, release: &str, sandbox: &SandboxId) -> Result<()> {
-        self.copy(release, sandbox.as_str())
-    }
-
-    async fn snapshot(&self, source: &str, target: &str, _readonly: bool) -> Result<()> {
-        self.copy(source, target)
-    }
-
-    async fn delete(&self, volume: &str) -> Result<()> {
-        self.all().remove(volume);
-        Ok(())
-    }
-
-    async fn limit(&self, volume: &str, bytes: u64) -> Result<()> {
-        self.all()
-            .get_mut(volume)
-            .map(|l| *l = Some(bytes))
-            .ok_or(Error::NotFound)
-    }
-
-    async fn usage(&self, volume: &str) -> Result<Usage> {
-        let limit = *self.all().get(volume).ok_or(Error::NotFound)?;
-        Ok(Usage {
-            bytes: 4096,
-            limit,
-            enforced: limit.is_some(),
-        })
-    }
 }

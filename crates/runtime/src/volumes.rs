@@ -197,6 +197,11 @@ impl Volumes for VolumesClient {
         self.ensure(request, SLOW).await
     }
 
+    async fn replace_root(&self, release: &str, sandbox: &SandboxId) -> Result<()> {
+        let request = json!({"verb": "snapshot", "source": release, "volume": sandbox.as_str(), "replace": "root"});
+        self.ask::<Nothing>(request, None, SLOW).await.map(|_| ())
+    }
+
     async fn snapshot(&self, source: &str, target: &str, readonly: bool) -> Result<()> {
         let request = json!({"verb": "snapshot", "source": source, "volume": target, "readonly": readonly});
         self.ensure(request, SLOW).await

@@ -1,12 +1,13 @@
 //! Deployments and their journal. The switch itself is one transaction.
 
-use choir_core::deployment::{Kind, Step};
-use choir_core::{DeploymentId, WorkspaceId};
+use choir_core::deployment::{Contents, Displaced, Kind, Refill, Step, UNDOABLE};
+use choir_core::{DeploymentId, ReleaseId, SandboxId, Slot, WorkspaceId};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::audit::{AuditEvent, append};
-use crate::row::{maybe_time, millis, parsed, time};
+use crate::row::{maybe_json, maybe_time, millis, parsed, time, to_json};
+use crate::snapshots::{self, SnapshotState};
 use crate::workspaces::{WorkspaceView, view};
 use crate::{Error, Result, Store};
 
@@ -16,11 +17,32 @@ pub struct Deployment {
     pub id: DeploymentId,
     pub workspace: WorkspaceId,
     pub kind: Kind,
+    /// The slot that it changes; a swap's is live.
+    pub slot: Slot,
     pub step: Step,
     pub reason: Option<String>,
+    pub displaced: Option<Displaced>,
     pub created_at: Timestamp,
     pub finished_at: Option<Timestamp>,
     pub steps: Vec<StepTime>,
+}
+
+/// What is about to be tried.
+#[derive(Debug, Clone)]
+pub struct NewDeployment {
+    pub id: DeploymentId,
+    pub workspace: WorkspaceId,
+    pub kind: Kind,
+    pub slot: Slot,
+    pub idempotency_key: Option<String>,
+}
+
+/// How a deployment ended.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    pub step: Step,
+    pub reason: Option<String>,
+    pub displaced: Option<Displaced>,
 }
 
 /// When a step began.
@@ -42,45 +64,37 @@ pub enum Begun {
 }
 
 impl Store {
+    /// The deployment that the same idempotency key began before.
+    pub async fn same_deployment(&self, new: &NewDeployment) -> Result<Option<Deployment>> {
+        let new = new.clone();
+        self.read(move |c| same(c, &new)).await
+    }
+
     /// Journals the intent, unless another deployment of the workspace is open.
-    pub async fn begin_deployment(
-        &self,
-        id: DeploymentId,
-        workspace: &WorkspaceId,
-        kind: Kind,
-        idempotency_key: Option<String>,
-        audit: AuditEvent,
-    ) -> Result<Begun> {
-        let workspace = workspace.clone();
+    pub async fn begin_deployment(&self, new: NewDeployment, audit: AuditEvent) -> Result<Begun> {
         self.write(move |c| {
-            let same: Option<String> = c
-                .query_row(
-                    "SELECT id FROM deployments WHERE workspace_id = ?1 AND idempotency_key = ?2",
-                    params![workspace.as_str(), idempotency_key],
-                    |row| row.get(0),
-                )
-                .optional()?;
-            if let Some(same) = same {
-                return get(c, &same).map(Begun::Same);
+            if let Some(same) = same(c, &new)? {
+                return Ok(Begun::Same(same));
             }
-            if let Some(open) = view(c, &workspace)?.open_deployment {
+            if let Some(open) = view(c, &new.workspace)?.open_deployment {
                 return Ok(Begun::Open(open));
             }
             c.execute(
-                "INSERT INTO deployments (id, workspace_id, kind, step, actor, idempotency_key, created_at)
-                 VALUES (?1, ?2, ?3, 'preparing', ?4, ?5, ?6)",
+                "INSERT INTO deployments (id, workspace_id, kind, slot, step, actor, idempotency_key, created_at)
+                 VALUES (?1, ?2, ?3, ?4, 'preparing', ?5, ?6, ?7)",
                 params![
-                    id.as_str(),
-                    workspace.as_str(),
-                    kind_text(kind),
+                    new.id.as_str(),
+                    new.workspace.as_str(),
+                    new.kind.as_str(),
+                    new.slot.as_str(),
                     audit.actor,
-                    idempotency_key,
+                    new.idempotency_key,
                     millis(audit.at)
                 ],
             )?;
-            journal(c, &id, Step::Preparing, audit.at)?;
+            journal(c, &new.id, Step::Preparing, audit.at)?;
             append(c, &audit)?;
-            get(c, id.as_str()).map(Begun::New)
+            get(c, new.id.as_str()).map(Begun::New)
         })
         .await
     }
@@ -90,10 +104,7 @@ impl Store {
     pub async fn switch(&self, id: &DeploymentId, times: Vec<StepTime>, audit: AuditEvent) -> Result<WorkspaceView> {
         let id = id.clone();
         self.write(move |c| {
-            let deployment = get(c, id.as_str())?;
-            if deployment.finished_at.is_some() {
-                return Err(Error::Conflict("this deployment has ended"));
-            }
+            let deployment = open(c, &id)?;
             let before = view(c, &deployment.workspace)?;
             let mut point =
                 c.prepare_cached("UPDATE slots SET sandbox_id = ?3 WHERE workspace_id = ?1 AND slot = ?2")?;
@@ -119,20 +130,88 @@ impl Store {
         .await
     }
 
-    /// Ends a deployment with its last step.
-    pub async fn finish_deployment(
+    /// Says what the deployment's slot is to hold from now on, and under which release; and that the slot is to run.
+    /// What the slot holds is kept as the snapshot that `refill` names.
+    pub async fn switch_contents(
         &self,
-        id: &DeploymentId,
-        step: Step,
-        reason: Option<String>,
+        refill: Refill,
+        release: ReleaseId,
+        times: Vec<StepTime>,
         audit: AuditEvent,
-    ) -> Result<Deployment> {
+    ) -> Result<WorkspaceView> {
+        self.write(move |c| {
+            let deployment = open(c, &refill.deployment)?;
+            let before = view(c, &deployment.workspace)?;
+            let sandbox = before.slot(deployment.slot);
+            snapshots::begin(
+                c,
+                &refill.keep,
+                sandbox,
+                deployment.slot,
+                Some(&deployment.id),
+                audit.at,
+            )?;
+            fill(c, &sandbox.id, &refill, &release)?;
+            for passed in times {
+                journal(c, &deployment.id, passed.step, passed.at)?;
+            }
+            set_step(c, &deployment.id, Step::Draining, audit.at)?;
+            append(c, &audit)?;
+            view(c, &deployment.workspace)
+        })
+        .await
+    }
+
+    /// The volume holds what it was to hold.
+    pub async fn refilled(&self, sandbox: &SandboxId, refill: &Refill, at: Timestamp) -> Result<()> {
+        let (sandbox, refill) = (sandbox.clone(), refill.clone());
+        self.write(move |c| {
+            c.execute(
+                "UPDATE sandboxes SET refill = NULL WHERE id = ?1 AND refill = ?2",
+                params![sandbox.as_str(), to_json(&refill)?],
+            )?;
+            snapshots::set_state(c, &refill.keep, SnapshotState::Ready)?;
+            if get(c, refill.deployment.as_str())?.step == Step::Draining {
+                set_step(c, &refill.deployment, Step::Starting, at)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The deployment came to nothing for this reason: its slot is to hold again what it held before.
+    pub async fn return_contents(&self, id: &DeploymentId, reason: &str, audit: AuditEvent) -> Result<Refill> {
+        let (id, reason) = (id.clone(), reason.to_owned());
+        self.write(move |c| {
+            let deployment = open(c, &id)?;
+            let sandbox = view(c, &deployment.workspace)?.slot(deployment.slot).id.clone();
+            let kept = snapshots::of_deployment(c, &id, deployment.slot)?;
+            let refill = Refill {
+                deployment: id.clone(),
+                keep: kept.id.clone(),
+                with: Contents::Snapshot(kept.id),
+            };
+            fill(c, &sandbox, &refill, &kept.release)?;
+            c.execute(
+                "UPDATE deployments SET reason = ?2 WHERE id = ?1",
+                params![id.as_str(), reason],
+            )?;
+            set_step(c, &id, Step::Returning, audit.at)?;
+            append(c, &audit)?;
+            Ok(refill)
+        })
+        .await
+    }
+
+    /// Ends a deployment with its last step.
+    pub async fn finish_deployment(&self, id: &DeploymentId, ended: Ended, audit: AuditEvent) -> Result<Deployment> {
         let id = id.clone();
         self.write(move |c| {
-            set_step(c, &id, step, audit.at)?;
+            set_step(c, &id, ended.step, audit.at)?;
+            let displaced = ended.displaced.as_ref().map(to_json).transpose()?;
             c.execute(
-                "UPDATE deployments SET finished_at = ?2, reason = ?3 WHERE id = ?1",
-                params![id.as_str(), millis(audit.at), reason],
+                "UPDATE deployments SET finished_at = ?2, reason = coalesce(?3, reason), displaced = ?4 WHERE id = ?1",
+                params![id.as_str(), millis(audit.at), ended.reason, displaced],
             )?;
             append(c, &audit)?;
             get(c, id.as_str())
@@ -175,6 +254,12 @@ impl Store {
         .await
     }
 
+    /// The last deployments of live that succeeded, newest first: those that can be undone.
+    pub async fn undoable(&self, workspace: &WorkspaceId) -> Result<Vec<Deployment>> {
+        let workspace = workspace.clone();
+        self.read(move |c| undoable(c, &workspace)).await
+    }
+
     /// Deployments a crash left open, of all workspaces.
     pub async fn open_deployments(&self) -> Result<Vec<Deployment>> {
         self.read(|c| {
@@ -186,6 +271,48 @@ impl Store {
         })
         .await
     }
+}
+
+pub(crate) fn undoable(c: &Connection, workspace: &WorkspaceId) -> Result<Vec<Deployment>> {
+    let mut statement = c.prepare_cached(
+        "SELECT id FROM deployments WHERE workspace_id = ?1 AND slot = 'live' AND step = 'succeeded'
+         ORDER BY created_at DESC, rowid DESC LIMIT ?2",
+    )?;
+    let ids: Vec<String> = statement
+        .query_map(params![workspace.as_str(), UNDOABLE], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    ids.iter().map(|id| get(c, id)).collect()
+}
+
+fn same(c: &Connection, new: &NewDeployment) -> Result<Option<Deployment>> {
+    let id: Option<String> = c
+        .prepare_cached("SELECT id FROM deployments WHERE workspace_id = ?1 AND idempotency_key = ?2")?
+        .query_row(params![new.workspace.as_str(), new.idempotency_key], |row| row.get(0))
+        .optional()?;
+    id.map(|id| get(c, &id)).transpose()
+}
+
+/// The deployment, which must not have ended.
+fn open(c: &Connection, id: &DeploymentId) -> Result<Deployment> {
+    let deployment = get(c, id.as_str())?;
+    match deployment.finished_at {
+        None => Ok(deployment),
+        Some(_) => Err(Error::Conflict("this deployment has ended")),
+    }
+}
+
+/// A sandbox's volume is to become this, under another release; its hosts may mean another port then.
+fn fill(c: &Connection, sandbox: &SandboxId, refill: &Refill, release: &ReleaseId) -> Result<()> {
+    c.execute(
+        "UPDATE sandboxes SET refill = ?2, release_id = ?3, desired = 'running' WHERE id = ?1 AND desired <> 'deleted'",
+        params![sandbox.as_str(), to_json(refill)?, release.as_str()],
+    )?;
+    c.execute(
+        "UPDATE workspaces SET epoch = epoch + 1
+         WHERE id = (SELECT workspace_id FROM sandboxes WHERE id = ?1)",
+        [sandbox.as_str()],
+    )?;
+    Ok(())
 }
 
 fn get(c: &Connection, id: &str) -> Result<Deployment> {
@@ -208,12 +335,11 @@ fn deployment(row: &Row<'_>) -> Result<Deployment> {
     Ok(Deployment {
         id: parsed(row, "id")?,
         workspace: parsed(row, "workspace_id")?,
-        kind: match row.get::<_, String>("kind")?.as_str() {
-            "swap" => Kind::Swap,
-            other => return Err(Error::Corrupt(format!("kind: {other}"))),
-        },
+        kind: kind(&row.get::<_, String>("kind")?)?,
+        slot: parsed(row, "slot")?,
         step: step(&row.get::<_, String>("step")?)?,
         reason: row.get("reason")?,
+        displaced: maybe_json(row, "displaced")?,
         created_at: time(row, "created_at")?,
         finished_at: maybe_time(row, "finished_at")?,
         steps: Vec::new(),
@@ -236,22 +362,12 @@ fn journal(c: &Connection, id: &DeploymentId, step: Step, at: Timestamp) -> Resu
     Ok(())
 }
 
-fn kind_text(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Swap => "swap",
-    }
+fn kind(text: &str) -> Result<Kind> {
+    let found = Kind::ALL.into_iter().find(|k| k.as_str() == text);
+    found.ok_or_else(|| Error::Corrupt(format!("kind: {text}")))
 }
 
 fn step(text: &str) -> Result<Step> {
-    [
-        Step::Preparing,
-        Step::Verifying,
-        Step::Switching,
-        Step::Draining,
-        Step::Succeeded,
-        Step::Failed,
-    ]
-    .into_iter()
-    .find(|s| s.as_str() == text)
-    .ok_or_else(|| Error::Corrupt(format!("step: {text}")))
+    let found = Step::ALL.into_iter().find(|s| s.as_str() == text);
+    found.ok_or_else(|| Error::Corrupt(format!("step: {text}")))
 }

@@ -14,6 +14,7 @@ mod releases;
 mod row;
 mod sandboxes;
 mod secrets;
+mod snapshots;
 mod usage;
 mod workspaces;
 
@@ -21,11 +22,12 @@ pub use audit::{AuditEvent, AuditFilter, AuditHead, AuditId, AuditRow, AuditVerd
 pub use auth::*;
 pub use backup::admit_copy;
 pub use connection::Store;
-pub use deployments::{Begun, Deployment, StepTime};
+pub use deployments::{Begun, Deployment, Ended, NewDeployment, StepTime};
 pub use grants::{Grant, GrantRequest, NewGrant, NewRequest, Standing, Wanted};
 pub use releases::{Release, ReleaseCopy, ReleaseState};
 pub use sandboxes::{Sandbox, SandboxChange};
 pub use secrets::{DataKey, KeyIdBytes, NewSecret, SealedKey, SealedSecret, Secret, SecretPlace};
+pub use snapshots::{Snapshot, SnapshotState};
 pub use usage::{Caps, Counted, KeyOwner, Spent, Tokens, UsePlace, UseRow};
 pub use workspaces::{NewWorkspace, Workspace, WorkspaceView};
 

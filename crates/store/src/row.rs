@@ -33,6 +33,12 @@ pub(crate) fn json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> Result<T
     serde_json::from_str(&row.get::<_, String>(column)?).map_err(|e| Error::Corrupt(format!("{column}: {e}")))
 }
 
+pub(crate) fn maybe_json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> Result<Option<T>> {
+    row.get::<_, Option<String>>(column)?
+        .map(|text| serde_json::from_str(&text).map_err(|e| Error::Corrupt(format!("{column}: {e}"))))
+        .transpose()
+}
+
 pub(crate) fn parsed<T: FromStr>(row: &Row<'_>, column: &str) -> Result<T>
 where
     T::Err: std::fmt::Display,
@@ -40,4 +46,13 @@ where
     row.get::<_, String>(column)?
         .parse()
         .map_err(|e| Error::Corrupt(format!("{column}: {e}")))
+}
+
+pub(crate) fn maybe_parsed<T: FromStr>(row: &Row<'_>, column: &str) -> Result<Option<T>>
+where
+    T::Err: std::fmt::Display,
+{
+    row.get::<_, Option<String>>(column)?
+        .map(|text| text.parse().map_err(|e| Error::Corrupt(format!("{column}: {e}"))))
+        .transpose()
 }

@@ -1,11 +1,12 @@
 //! Sandboxes: what is wanted, what was last seen, and generation numbers that only grow.
 
+use choir_core::deployment::Refill;
 use choir_core::sandbox::{Desired, Observed};
 use choir_core::{ReleaseId, SandboxId, Slot, WorkspaceId};
 use rusqlite::{Connection, Row, params};
 
 use crate::audit::{AuditEvent, append};
-use crate::row::{json, parsed, to_json};
+use crate::row::{json, maybe_json, parsed, to_json};
 use crate::{Error, Result, Store};
 
 /// One isolated computer as the database knows it.
@@ -20,6 +21,8 @@ pub struct Sandbox {
     pub generation: u64,
     /// That generation's nonce.
     pub nonce: String,
+    /// What is to become of its volume before its next start.
+    pub refill: Option<Refill>,
 }
 
 /// What was seen, with the audit event that goes with it.
@@ -56,7 +59,8 @@ impl Store {
 
 pub(crate) fn in_slot(c: &Connection, workspace: &WorkspaceId, slot: Slot) -> Result<Sandbox> {
     let mut statement = c.prepare_cached(
-        "SELECT s.id, s.workspace_id, s.release_id, s.desired, s.observed, s.generation, s.nonce
+        "SELECT s.id, s.workspace_id, s.release_id, s.desired, s.observed, s.generation, s.nonce,
+                s.refill
          FROM sandboxes s JOIN slots t ON t.sandbox_id = s.id WHERE t.workspace_id = ?1 AND t.slot = ?2",
     )?;
     let mut rows = statement.query(params![workspace.as_str(), slot.as_str()])?;
@@ -72,6 +76,7 @@ fn sandbox(row: &Row<'_>) -> Result<Sandbox> {
         observed: json(row, "observed")?,
         generation: row.get("generation")?,
         nonce: row.get("nonce")?,
+        refill: maybe_json(row, "refill")?,
     })
 }
 

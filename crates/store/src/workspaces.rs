@@ -243,7 +243,7 @@ fn workspace(row: &Row<'_>) -> Result<Workspace> {
     })
 }
 
-fn open_deployment(c: &Connection, workspace: &WorkspaceId) -> Result<Option<DeploymentId>> {
+pub(crate) fn open_deployment(c: &Connection, workspace: &WorkspaceId) -> Result<Option<DeploymentId>> {
     let id: Option<String> = c
         .prepare_cached("SELECT id FROM deployments WHERE workspace_id = ?1 AND finished_at IS NULL")?
         .query_row([workspace.as_str()], |row| row.get(0))

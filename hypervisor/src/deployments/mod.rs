@@ -1,37 +1,96 @@
-//! Swap: prove both targets healthy, exchange the pointers in one transaction, publish, drain. It must not know HTTP.
+//! What changes a slot as a whole: swap, rollback, deploy, restore and fork. Each is journalled, carried out in the
+//! background, and finished or undone after a crash. It must not know HTTP.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use choir_core::deployment::{Kind, Step};
-use choir_core::{DeploymentId, Slot, WorkspaceId};
-use choir_store::{AuditEvent, Begun, Deployment, StepTime, WorkspaceView};
+use choir_core::deployment::{Contents, Displaced, Kind, Step};
+use choir_core::sandbox::Observed;
+use choir_core::{DeploymentId, ReleaseId, Slot, SnapshotId, WorkspaceId};
+use choir_store::{AuditEvent, Begun, Deployment, Ended, NewDeployment, ReleaseState, StepTime, WorkspaceView};
 
 use crate::app::App;
-use crate::error::ApiError;
+use crate::error::{ApiError, ApiResult};
 use crate::random::draw;
 
+mod exchange;
+mod health;
+mod refill;
 pub mod routes;
 
-/// The websocket close code that asks clients to come again (IANA registry of RFC 6455 codes).
-const SERVICE_RESTART: u16 = 1012;
-/// How long both targets may take to become healthy.
+/// How long a sandbox may take to become healthy.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(30);
+/// How long requests under way may take to finish before their sandbox is frozen or stopped.
+pub const DRAINED_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a person asks for.
+#[derive(Debug, Clone)]
+pub enum Wish {
+    Swap,
+    /// Undo this deployment of live and all after it; the last one where none is named.
+    Rollback(Option<DeploymentId>),
+    Deploy(Slot, ReleaseId),
+    Restore(Slot, SnapshotId),
+    /// A copy of this snapshot into dev; of live as it is where none is named.
+    Fork(Option<SnapshotId>),
+}
+
+/// How it is done.
+enum Plan {
+    Exchange,
+    Refill(Contents, ReleaseId),
+    /// A refill of dev with a snapshot of live that is yet to be taken.
+    CopyLive,
+}
+
+/// What a rollback would undo now.
+pub struct Undo {
+    pub deployment: Deployment,
+    /// Whether the sandbox that it displaced is still frozen as it was.
+    pub warm: bool,
+}
+
+impl Wish {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Swap => Kind::Swap,
+            Self::Rollback(_) => Kind::Rollback,
+            Self::Deploy(..) => Kind::Deploy,
+            Self::Restore(..) => Kind::Restore,
+            Self::Fork(_) => Kind::Fork,
+        }
+    }
+
+    fn slot(&self) -> Slot {
+        match self {
+            Self::Swap | Self::Rollback(_) => Slot::Live,
+            Self::Deploy(slot, _) | Self::Restore(slot, _) => *slot,
+            Self::Fork(_) => Slot::Dev,
+        }
+    }
+}
 
 impl App {
-    /// Begins a swap and carries it out in the background. The same idempotency key gives the first one back.
-    pub async fn begin_swap(
+    /// Begins a deployment and carries it out in the background. The same idempotency key gives the first one back.
+    pub async fn begin_deployment(
         self: &Arc<Self>,
         view: &WorkspaceView,
+        wish: Wish,
         idempotency_key: Option<String>,
-        audit: AuditEvent,
-    ) -> Result<Deployment, ApiError> {
-        let id = DeploymentId::from_random(draw(&*self.random));
-        let begun = self
-            .store
-            .begin_deployment(id, &view.workspace.id, Kind::Swap, idempotency_key, audit.clone())
-            .await?;
-        match begun {
+    ) -> ApiResult<Deployment> {
+        let audit = self.event(view, asked_for(wish.kind()));
+        let new = NewDeployment {
+            id: DeploymentId::from_random(draw(&*self.random)),
+            workspace: view.workspace.id.clone(),
+            kind: wish.kind(),
+            slot: wish.slot(),
+            idempotency_key,
+        };
+        if let Some(same) = self.store.same_deployment(&new).await? {
+            return Ok(same);
+        }
+        self.plan(view, &wish).await?;
+        match self.store.begin_deployment(new, audit.clone()).await? {
             Begun::Same(deployment) => Ok(deployment),
             Begun::Open(open) => Err(ApiError::conflict(
                 "deployment_open",
@@ -39,106 +98,187 @@ impl App {
             )
             .with("deployment", open.as_str())),
             Begun::New(deployment) => {
-                let (app, started, view) = (self.clone(), deployment.clone(), view.clone());
-                tokio::spawn(async move { app.carry_out(started, view, audit).await });
+                let (app, begun) = (self.clone(), deployment.clone());
+                tokio::spawn(async move { app.carry_out(begun, wish, audit).await });
                 Ok(deployment)
             }
         }
     }
 
-    async fn carry_out(self: Arc<Self>, deployment: Deployment, view: WorkspaceView, asked: AuditEvent) {
-        let result = self.swap(&deployment, &view, &asked).await;
-        let (step, reason, outcome) = match result {
-            Ok(()) => (Step::Succeeded, None, "ok"),
-            Err(reason) => (Step::Failed, Some(reason), "failed"),
-        };
-        self.end(&deployment.id, step, reason, AuditEvent { outcome, ..asked })
-            .await;
+    /// What a rollback would undo, if there is anything.
+    pub async fn undo(&self, view: &WorkspaceView) -> Result<Option<Undo>, choir_store::Error> {
+        let last = self.store.undoable(&view.workspace.id).await?.into_iter().next();
+        Ok(last.map(|deployment| Undo {
+            warm: self.is_warm(view, deployment.displaced.as_ref()),
+            deployment,
+        }))
     }
 
-    async fn swap(&self, deployment: &Deployment, view: &WorkspaceView, asked: &AuditEvent) -> Result<(), String> {
-        let mut times = vec![StepTime {
-            step: Step::Verifying,
-            at: self.clock.now(),
-        }];
-        self.both_ready(view).await?;
-        times.push(StepTime {
-            step: Step::Switching,
-            at: self.clock.now(),
-        });
-        let at = self.clock.now();
-        let audit = AuditEvent {
-            at,
-            action: "workspace.switch",
-            ..asked.clone()
+    /// Whether dev is the sandbox that was displaced, and has not run since.
+    fn is_warm(&self, view: &WorkspaceView, displaced: Option<&Displaced>) -> bool {
+        let handle = self.fleet.handle(&view.dev.id);
+        let (Some(displaced), Some(handle)) = (displaced, handle) else {
+            return false;
         };
-        // Routes are published with the commit, under the table's lock, so that they are never older than it.
-        let after = self
-            .store
-            .switch(&deployment.id, times, audit)
+        let frozen = Observed::Paused {
+            generation: displaced.generation,
+            since: displaced.since,
+        };
+        displaced.sandbox == view.dev.id && handle.status.borrow().observed == frozen
+    }
+
+    async fn plan(&self, view: &WorkspaceView, wish: &Wish) -> ApiResult<Plan> {
+        match wish {
+            Wish::Swap => Ok(Plan::Exchange),
+            Wish::Rollback(to) => self.plan_rollback(view, to.as_ref()).await,
+            Wish::Deploy(_, release) => {
+                let release = self.store.release(release).await?;
+                match release.state {
+                    ReleaseState::Candidate | ReleaseState::Verified => {
+                        Ok(Plan::Refill(Contents::Release(release.id.clone()), release.id))
+                    }
+                    state => Err(ApiError::conflict(
+                        "release_not_usable",
+                        format!("This release is {}; choose one that is verified.", state.as_str()),
+                    )),
+                }
+            }
+            Wish::Restore(_, id) | Wish::Fork(Some(id)) => {
+                let snapshot = self.store.snapshot(&view.workspace.id, id).await?;
+                Ok(Plan::Refill(Contents::Snapshot(snapshot.id), snapshot.release))
+            }
+            Wish::Fork(None) => Ok(Plan::CopyLive),
+        }
+    }
+
+    async fn plan_rollback(&self, view: &WorkspaceView, to: Option<&DeploymentId>) -> ApiResult<Plan> {
+        let undoable = self.store.undoable(&view.workspace.id).await?;
+        let nth = to.map_or(Some(0), |to| undoable.iter().position(|d| d.id == *to));
+        let Some((nth, undone)) = nth.and_then(|nth| Some((nth, undoable.get(nth)?))) else {
+            let message = match to {
+                None => "Nothing has changed live yet, so there is nothing to roll back.".to_owned(),
+                Some(to) => format!(
+                    "{to} is not one of the last five deployments of live that succeeded; `choir deployments` lists them."
+                ),
+            };
+            return Err(ApiError::conflict("nothing_to_undo", message));
+        };
+        if nth == 0 && self.is_warm(view, undone.displaced.as_ref()) {
+            return Ok(Plan::Exchange);
+        }
+        let before = self.store.snapshot_before(&undone.id, Slot::Live).await?;
+        Ok(Plan::Refill(Contents::Snapshot(before.id), before.release))
+    }
+
+    async fn carry_out(self: Arc<Self>, deployment: Deployment, wish: Wish, asked: AuditEvent) {
+        let ended = self
+            .attempt(&deployment, &wish, &asked)
             .await
-            .map_err(|e| e.to_string())?;
-        self.publish(&after).await;
-        self.drain(&view.live.id, &view.dev.id);
-        Ok(())
+            .unwrap_or_else(|reason| Ended {
+                step: Step::Failed,
+                reason: Some(reason),
+                displaced: None,
+            });
+        self.end(&deployment, ended, asked).await;
     }
 
-    /// Both sandboxes up and answering with the generation they should be.
-    async fn both_ready(&self, view: &WorkspaceView) -> Result<(), String> {
-        let ready = |slot: Slot| async move {
-            let handle = self.fleet.handle(&view.slot(slot).id).ok_or("the sandbox is gone")?;
-            handle
-                .wake(HEALTHY_WITHIN)
-                .await
-                .map_err(|e| format!("{slot} is not healthy: {e}"))
-        };
-        let (live, dev) = tokio::join!(ready(Slot::Live), ready(Slot::Dev));
-        live.and(dev).map(drop)
-    }
-
-    /// Websockets opened before the switch are told to come again, to the other sandbox.
-    fn drain(&self, live: &choir_core::SandboxId, dev: &choir_core::SandboxId) {
-        for id in [live, dev] {
-            if let Some(generation) = self.fleet.handle(id).and_then(|h| h.ready()) {
-                self.forwarder.close_tunnels(&generation, SERVICE_RESTART);
+    /// An error is why nothing was changed.
+    async fn attempt(&self, deployment: &Deployment, wish: &Wish, asked: &AuditEvent) -> Result<Ended, String> {
+        // Only from here on is no other deployment under way.
+        let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
+        match self.plan(&view, wish).await.map_err(text)? {
+            Plan::Exchange => self.exchange(deployment, &view, asked).await,
+            Plan::Refill(with, release) => self.refill(deployment, with, release, asked).await,
+            Plan::CopyLive => {
+                let copy = self.snapshot_for(deployment, &view, Slot::Live).await?;
+                self.refill(deployment, Contents::Snapshot(copy.id), copy.release, asked)
+                    .await
             }
         }
     }
 
-    async fn end(&self, id: &DeploymentId, step: Step, reason: Option<String>, audit: AuditEvent) {
+    async fn end(&self, deployment: &Deployment, ended: Ended, audit: AuditEvent) {
         let audit = AuditEvent {
             at: self.clock.now(),
-            action: "workspace.swap_ended",
+            action: "workspace.deployment_ended",
+            outcome: match ended.step {
+                Step::Succeeded => "ok",
+                Step::RolledBack => "rolled_back",
+                _ => "failed",
+            },
             ..audit
         };
-        match self.store.finish_deployment(id, step, reason.clone(), audit).await {
-            Ok(_) => tracing::info!(deployment = %id, step = step.as_str(), reason, "deployment ended"),
+        let (id, step, reason) = (&deployment.id, ended.step.as_str(), ended.reason.clone());
+        match self.store.finish_deployment(id, ended, audit).await {
+            Ok(_) => tracing::info!(deployment = %id, step, reason, "deployment ended"),
             // It stays open in the journal; the next start ends it by the same rule.
             Err(error) => tracing::error!(deployment = %id, %error, "the end of a deployment could not be recorded"),
         }
         self.deployment_ended.send_replace(());
+        self.thin_snapshots(&deployment.workspace).await;
     }
 
-    /// Ends what a crash left open: undone before the switch was committed, rolled forward after.
-    pub async fn recover_deployments(&self) -> Result<(), choir_store::Error> {
-        for deployment in self.store.open_deployments().await? {
-            let step = deployment.step.recovered();
-            let failed = step == Step::Failed;
-            let reason =
-                failed.then(|| "the hypervisor was restarted before the switch; nothing was changed".to_owned());
-            let audit = AuditEvent {
-                at: self.clock.now(),
-                actor: "system".into(),
-                user: Some(self.store.workspace(&deployment.workspace).await?.workspace.user),
-                action: "workspace.swap_recovered",
-                subject: deployment.workspace.to_string(),
-                outcome: if failed { "failed" } else { "ok" },
-            };
-            self.store
-                .finish_deployment(&deployment.id, step, reason, audit)
-                .await?;
+    fn passed(&self, step: Step) -> StepTime {
+        StepTime {
+            step,
+            at: self.clock.now(),
         }
-        Ok(())
+    }
+
+    /// Ends what a crash left open: undone before the switch was committed. Gives what is to be rolled forward once the
+    /// sandboxes are taken over.
+    pub async fn recover_deployments(&self) -> Result<Vec<Deployment>, choir_store::Error> {
+        let mut ahead = Vec::new();
+        for deployment in self.store.open_deployments().await? {
+            if deployment.step.is_switched() {
+                ahead.push(deployment);
+                continue;
+            }
+            let reason = "the hypervisor was restarted before the switch; nothing was changed";
+            let ended = Ended {
+                step: Step::Failed,
+                reason: Some(reason.to_owned()),
+                displaced: None,
+            };
+            let audit = self.recovery(&deployment).await?;
+            self.end(&deployment, ended, audit).await;
+        }
+        Ok(ahead)
+    }
+
+    /// Finishes a deployment whose switch an earlier process committed.
+    pub async fn roll_forward(self: Arc<Self>, deployment: Deployment) {
+        let rolled = async {
+            let view = self.store.workspace(&deployment.workspace).await?;
+            let audit = self.recovery(&deployment).await?;
+            let refills = view
+                .slot(deployment.slot)
+                .refill
+                .as_ref()
+                .is_some_and(|r| r.deployment == deployment.id);
+            let ended = match deployment.step {
+                Step::Returning => self.await_return(&deployment, deployment.reason.clone()).await,
+                Step::Draining if !refills => Ended {
+                    step: Step::Succeeded,
+                    reason: None,
+                    displaced: None,
+                },
+                _ => self.await_contents(&deployment, &audit).await,
+            };
+            self.end(&deployment, ended, audit).await;
+            Ok::<_, choir_store::Error>(())
+        };
+        if let Err(error) = rolled.await {
+            tracing::error!(deployment = %deployment.id, %error, "a deployment stays open until the next start");
+        }
+    }
+
+    async fn recovery(&self, deployment: &Deployment) -> Result<AuditEvent, choir_store::Error> {
+        let view = self.store.workspace(&deployment.workspace).await?;
+        Ok(AuditEvent {
+            actor: "system".into(),
+            ..self.event(&view, "workspace.deployment_recovered")
+        })
     }
 
     /// Waits until a deployment has ended, at most `within`; the deployment then.
@@ -161,4 +301,18 @@ impl App {
             }
         }
     }
+}
+
+fn asked_for(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Swap => "workspace.swap",
+        Kind::Rollback => "workspace.rollback",
+        Kind::Deploy => "workspace.deploy",
+        Kind::Restore => "workspace.restore",
+        Kind::Fork => "workspace.fork",
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }

@@ -6,11 +6,12 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use choir_api::workspaces as api;
-use choir_store::Deployment;
+use choir_store::{Deployment, WorkspaceView};
 use serde::Deserialize;
 
+use super::Wish;
 use crate::app::App;
-use crate::auth::extract::Query;
+use crate::auth::extract::{self, Query};
 use crate::auth::{Caller, routes};
 use crate::error::{ApiError, ApiResult};
 use crate::workspaces::routes::Wait;
@@ -18,6 +19,9 @@ use crate::workspaces::routes::Wait;
 routes! {
     pub ROUTES, router -> Arc<App>;
     User POST post "/api/workspaces/{ws}/swap" => swap;
+    User POST post "/api/workspaces/{ws}/rollback" => rollback;
+    User POST post "/api/workspaces/{ws}/fork" => fork;
+    User POST post "/api/workspaces/{ws}/slots/{slot}/deploy" => deploy;
     User GET get "/api/workspaces/{ws}/deployments" => list;
     User GET get "/api/workspaces/{ws}/deployments/{id}" => show;
 }
@@ -28,10 +32,60 @@ async fn swap(
     Path(ws): Path<String>,
     Query(wait): Query<Wait>,
     headers: HeaderMap,
-) -> ApiResult<(StatusCode, Json<api::Deployment>)> {
+) -> ApiResult<Answer> {
     let view = app.workspace(&caller.user, &ws).await?;
-    let key = idempotency_key(&headers)?;
-    let deployment = app.begin_swap(&view, key, app.event(&view, "workspace.swap")).await?;
+    begin(&app, &view, Wish::Swap, &headers, &wait).await
+}
+
+async fn rollback(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(ws): Path<String>,
+    Query(wait): Query<Wait>,
+    headers: HeaderMap,
+    extract::Body(asked): extract::Body<api::Rollback>,
+) -> ApiResult<Answer> {
+    let view = app.workspace(&caller.user, &ws).await?;
+    begin(&app, &view, Wish::Rollback(asked.to), &headers, &wait).await
+}
+
+async fn fork(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(ws): Path<String>,
+    Query(wait): Query<Wait>,
+    headers: HeaderMap,
+    extract::Body(asked): extract::Body<api::Fork>,
+) -> ApiResult<Answer> {
+    let view = app.workspace(&caller.user, &ws).await?;
+    begin(&app, &view, Wish::Fork(asked.from), &headers, &wait).await
+}
+
+async fn deploy(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((ws, slot)): Path<(String, String)>,
+    Query(wait): Query<Wait>,
+    headers: HeaderMap,
+    extract::Body(asked): extract::Body<api::Deploy>,
+) -> ApiResult<Answer> {
+    let view = app.workspace(&caller.user, &ws).await?;
+    let slot = slot.parse().map_err(|_| ApiError::not_found())?;
+    begin(&app, &view, Wish::Deploy(slot, asked.release), &headers, &wait).await
+}
+
+pub type Answer = (StatusCode, Json<api::Deployment>);
+
+/// Begins what is wished, and answers with how far it is after the wait.
+pub async fn begin(
+    app: &Arc<App>,
+    view: &WorkspaceView,
+    wish: Wish,
+    headers: &HeaderMap,
+    wait: &Wait,
+) -> ApiResult<Answer> {
+    let key = idempotency_key(headers)?;
+    let deployment = app.begin_deployment(view, wish, key).await?;
     let deployment = app
         .await_deployment(&view.workspace.id, &deployment.id, wait.duration())
         .await?;
@@ -105,6 +159,7 @@ fn wire(deployment: Deployment) -> api::Deployment {
     api::Deployment {
         id: deployment.id.clone(),
         kind: deployment.kind,
+        slot: deployment.slot,
         step: deployment.step,
         created_at: deployment.created_at,
         finished_at: deployment.finished_at,

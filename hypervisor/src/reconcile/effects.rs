@@ -1,17 +1,25 @@
 //! What a worker does to the world, one function each. All are idempotent: after a crash they are simply done again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use choir_core::deployment::{Contents, Refill};
 use choir_core::sandbox::{Exit, STOP_GRACE};
 use choir_core::{Generation, SandboxId, WorkspaceId};
 
 use super::{Fleet, launch};
+use crate::deployments::DRAINED_WITHIN;
+
+/// Before what failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// One thing to do for a sandbox.
 pub enum Effect {
     Create,
     Start(u64, String),
-    Stop(u64),
+    /// Once what is in flight has finished, if it is said so.
+    Stop(u64, bool),
+    Refill(Refill),
     Pause(u64),
     Thaw(u64),
     Remove(u64),
@@ -25,6 +33,7 @@ pub enum Outcome {
     Created(Result<(), String>),
     Started(u64, Result<(), String>),
     Stopped(u64, Exit),
+    Refilled(Refill, Result<(), String>),
     Paused(Result<(), String>),
     Thawed(Result<(), String>),
     Removed(Result<(), String>),
@@ -44,12 +53,24 @@ pub async fn run(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, effec
         Effect::Start(number, nonce) => {
             Outcome::Started(number, start(&fleet, &workspace, &generation(number), nonce).await)
         }
-        Effect::Stop(number) => Outcome::Stopped(number, stop(&fleet, &generation(number)).await),
+        Effect::Stop(number, drained) => {
+            if drained {
+                fleet.drain(&generation(number), DRAINED_WITHIN).await;
+            }
+            Outcome::Stopped(number, stop(&fleet, &generation(number)).await)
+        }
+        Effect::Refill(to) => {
+            let done = refill(&fleet, &id, &workspace, &to).await;
+            if done.is_err() {
+                tokio::time::sleep(AGAIN).await;
+            }
+            Outcome::Refilled(to, done)
+        }
         Effect::Pause(number) => Outcome::Paused(runtime.pause(&generation(number)).await.map_err(text)),
         Effect::Thaw(number) => Outcome::Thawed(runtime.unpause(&generation(number)).await.map_err(text)),
         Effect::Remove(number) => Outcome::Removed(runtime.remove(&generation(number)).await.map_err(text)),
         Effect::Limit(number) => Outcome::Limited(limit(&fleet, &id, &workspace, number.map(generation)).await),
-        Effect::Delete => Outcome::Deleted(delete(&fleet, &id).await),
+        Effect::Delete => Outcome::Deleted(delete(&fleet, &id, &workspace).await),
     }
 }
 
@@ -82,7 +103,7 @@ async fn start(fleet: &Fleet, workspace: &WorkspaceId, generation: &Generation, 
 /// run is not called stopped.
 async fn stop(fleet: &Fleet, generation: &Generation) -> Exit {
     let runtime = &fleet.services.runtime;
-    let mut wait = std::time::Duration::from_millis(200);
+    let mut wait = Duration::from_millis(200);
     loop {
         // A frozen process cannot hear that it should end.
         let _ = runtime.unpause(generation).await;
@@ -97,18 +118,50 @@ async fn stop(fleet: &Fleet, generation: &Generation) -> Exit {
             Err(error) => tracing::warn!(%generation, %error, "a container could not be stopped; trying again"),
         }
         tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(std::time::Duration::from_secs(10));
+        wait = (wait * 2).min(Duration::from_secs(10));
     }
 }
 
-async fn delete(fleet: &Fleet, id: &SandboxId) -> Result<(), String> {
+/// Keeps what the volume holds, puts other contents in its place, and says so. No container of the sandbox is there.
+async fn refill(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId, to: &Refill) -> Result<(), String> {
+    let volumes = &fleet.services.volumes;
+    let (own, keep) = (id.as_str(), to.keep.as_str());
+    match volumes.snapshot(own, keep, true).await {
+        // An earlier try came this far.
+        Err(choir_runtime::Error::NotFound) => volumes.usage(keep).await.map(drop).map_err(text)?,
+        kept => kept.map_err(text)?,
+    }
+    match &to.with {
+        Contents::Snapshot(snapshot) => {
+            volumes.delete(own).await.map_err(text)?;
+            volumes.snapshot(snapshot.as_str(), own, false).await.map_err(text)?;
+        }
+        Contents::Release(release) => {
+            let view = fleet.services.store.workspace(workspace).await.map_err(text)?;
+            let copy = fleet.services.releases.copy_for(release, &view.workspace.user).await?;
+            volumes.replace_root(&copy.volume, id).await.map_err(text)?;
+        }
+    }
+    limit(fleet, id, workspace, None).await?;
+    let at = fleet.now();
+    fleet.services.store.refilled(id, to, at).await.map_err(text)
+}
+
+async fn delete(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Result<(), String> {
     let runtime = &fleet.services.runtime;
     for found in runtime.list().await.map_err(text)? {
         if found.generation.sandbox == *id {
             runtime.remove(&found.generation).await.map_err(text)?;
         }
     }
-    fleet.services.volumes.delete(id.as_str()).await.map_err(text)
+    let (volumes, store) = (&fleet.services.volumes, &fleet.services.store);
+    for snapshot in store.snapshots(workspace).await.map_err(text)? {
+        if snapshot.sandbox == *id {
+            volumes.delete(snapshot.id.as_str()).await.map_err(text)?;
+            store.forget_snapshot(&snapshot.id).await.map_err(text)?;
+        }
+    }
+    volumes.delete(id.as_str()).await.map_err(text)
 }
 
 /// Puts the limits of the database into effect: on the disk always, on the container where one runs.

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use choir_broker::Authorities;
+use choir_core::deployment::Refill;
 use choir_core::sandbox::{Desired, Observed};
 use choir_core::{Awake, Generation, SandboxId, Slot, UserId, WorkspaceId};
 use choir_proxy::Activity;
+use choir_proxy::route::BoxFuture;
 use choir_runtime::{Found, Notice, Runtime, Seen, Stream, Volumes};
 use choir_store::{AuditEvent, Sandbox, Store, WorkspaceView};
 use jiff::Timestamp;
@@ -54,6 +56,8 @@ pub struct Status {
     pub observed: Observed,
     /// Processes of this generation that ran out of memory.
     pub oom_kills: u64,
+    /// Whether its volume is to get other contents before its next start.
+    pub refilling: bool,
 }
 
 /// A sandbox's worker, seen from outside.
@@ -101,6 +105,8 @@ pub type Inside = mpsc::UnboundedSender<(Generation, choir_runtime::ListenerKind
 pub trait DataPlane: Send + Sync {
     /// Whether requests are in flight to this generation.
     fn in_flight(&self, generation: &Generation) -> bool;
+    /// Tells websockets and event streams of this generation to come again, and returns once no request is in flight.
+    fn drain<'a>(&'a self, generation: &'a Generation) -> BoxFuture<'a, ()>;
     /// The generation has ended: drop its pooled connections.
     fn retire(&self, generation: &Generation);
 }
@@ -135,6 +141,19 @@ impl Handle {
     /// Freezes it, if it is ready.
     pub async fn pause(&self) {
         let _ = self.inbox.send(Ask::Pause).await;
+    }
+
+    /// Has its volume get other contents, as the database says by now; from its return on the status says so.
+    pub async fn refill(&self, refill: Refill) {
+        let (heard, hearing) = oneshot::channel();
+        if self.inbox.send(Ask::Refill(refill, heard)).await.is_ok() {
+            let _ = hearing.await;
+        }
+    }
+
+    /// The policy of the slot it is in.
+    pub fn awake(&self) -> Awake {
+        self.policy.load().awake.clone()
     }
 
     async fn ask(&self, make: impl FnOnce(oneshot::Sender<Result<(), AskError>>) -> Ask) -> Result<(), AskError> {
@@ -283,7 +302,7 @@ impl Fleet {
                 observed = match container.seen {
                     Seen::Paused => Observed::Paused {
                         generation: number,
-                        since: now,
+                        since: frozen_since(&sandbox.observed, number).unwrap_or(now),
                     },
                     _ => Observed::Starting {
                         generation: number,
@@ -339,6 +358,7 @@ impl Fleet {
             desired: sandbox.desired,
             observed: present.observed.clone(),
             oom_kills: 0,
+            refilling: sandbox.refill.is_some(),
         });
         let activity = Activity::new(self.ticks.clone());
         let policy = Arc::new(ArcSwap::from_pointee(self.policy(view, sandbox)));
@@ -375,6 +395,7 @@ impl Fleet {
             engaged: 0,
             oom_kills: (!present.started).then_some(0),
             restart: false,
+            refill: sandbox.refill.clone(),
             thaw_asked: false,
             limits_stale: present.limits_stale,
             // A minute that passed while the hypervisor restarted still counts.
@@ -514,6 +535,13 @@ impl Fleet {
         self.data_plane.in_flight(generation)
     }
 
+    /// Lets requests under way in a generation finish; false when they take longer.
+    pub(crate) async fn drain(&self, generation: &Generation, within: Duration) -> bool {
+        tokio::time::timeout(within, self.data_plane.drain(generation))
+            .await
+            .is_ok()
+    }
+
     pub(crate) fn retire(&self, generation: &Generation) {
         self.data_plane.retire(generation);
     }
@@ -541,6 +569,14 @@ impl Fleet {
         if let Err(error) = self.services.store.forget_workspace(workspace).await {
             tracing::error!(%error, "a deleted workspace could not be forgotten");
         }
+    }
+}
+
+/// Since when a generation that is frozen has been so: a restart of the hypervisor does not begin it anew.
+fn frozen_since(recorded: &Observed, frozen: u64) -> Option<Timestamp> {
+    match recorded {
+        Observed::Paused { generation, since } if *generation == frozen => Some(*since),
+        _ => None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use choir_core::deployment::Refill;
 use choir_core::sandbox::{Action, Desired, Event, Exit, Observed, apply, next_action};
 use choir_core::{Awake, Generation, SandboxId, WorkspaceId};
 use choir_proxy::Activity;
@@ -34,6 +35,8 @@ pub enum Ask {
     Wake,
     /// A new generation, though the present one is well.
     Restart(AuditEvent, oneshot::Sender<Result<(), AskError>>),
+    /// Other contents for its volume, and a new generation on them.
+    Refill(Refill, oneshot::Sender<()>),
     /// Freeze it now.
     Pause,
     /// Others wait for a place: stop, if it is paused and may be.
@@ -84,6 +87,8 @@ pub struct Worker {
     pub oom_kills: Option<u64>,
     /// Restart after the stop that is under way.
     pub restart: bool,
+    /// What is to become of its volume before its next start.
+    pub refill: Option<Refill>,
     /// A request came while the pause was under way.
     pub thaw_asked: bool,
     /// Limits in the database may differ from those in force.
@@ -139,6 +144,10 @@ impl Worker {
                 if self.restart {
                     self.happened(Event::StopAsked).await;
                 }
+            }
+            Ask::Refill(refill, heard) => {
+                self.refill(refill);
+                let _ = heard.send(());
             }
             Ask::Pause => self.pause().await,
             Ask::GiveWay => self.give_way().await,
@@ -218,6 +227,15 @@ impl Worker {
         Ok(())
     }
 
+    /// The database says so already, and that it should run.
+    fn refill(&mut self, refill: Refill) {
+        if self.desired != Desired::Deleted {
+            self.desired = Desired::Running;
+        }
+        self.refill = Some(refill);
+        self.publish();
+    }
+
     async fn wake(&mut self) {
         self.activity.touch();
         match (&self.observed, self.desired) {
@@ -290,7 +308,7 @@ impl Worker {
     async fn gone(&mut self, generation: u64, exit: Exit, reason: String) {
         self.started = false;
         self.leftover = Some(generation);
-        let restart = std::mem::take(&mut self.restart);
+        let restart = std::mem::take(&mut self.restart) || self.refill.is_some();
         if !restart {
             self.place = None;
             self.fleet.make_room();
@@ -352,6 +370,8 @@ impl Worker {
                 tracing::warn!(sandbox.id = %self.id, reason, "new limits take effect at the next start");
             }
             Outcome::Limited(Ok(())) => {}
+            // A request came just before it was frozen.
+            Outcome::Paused(Ok(())) if self.is_asked() => self.thaw(),
             Outcome::Paused(Ok(())) if self.fleet.admission.is_waited_for() && !self.thaw_asked => {
                 self.give_way().await
             }
@@ -365,9 +385,28 @@ impl Worker {
                 tracing::warn!(sandbox.id = %self.id, reason, "a sandbox could not be thawed; it is replaced");
                 self.happened(Event::StopAsked).await;
             }
+            Outcome::Refilled(refill, Ok(())) => {
+                if self.refill == Some(refill) {
+                    self.refill = None;
+                }
+                // What failed was something else than what is there now.
+                if matches!(self.observed, Observed::Failed { .. }) {
+                    self.happened(Event::StopAsked).await;
+                }
+                self.publish();
+            }
+            Outcome::Refilled(_, Err(reason)) => {
+                tracing::warn!(sandbox.id = %self.id, reason, "its files could not be replaced; trying again");
+            }
             Outcome::Deleted(Ok(())) => self.happened(Event::Gone).await,
             Outcome::Deleted(Err(reason)) => tracing::warn!(sandbox.id = %self.id, reason, "a sandbox stays"),
         }
+    }
+
+    /// Whether a request is in flight to the generation that is there.
+    fn is_asked(&self) -> bool {
+        let generation = self.observed.generation();
+        generation.is_some_and(|g| self.fleet.in_flight(&self.generation_of(g)))
     }
 
     /// Starts what brings the sandbox nearer to what is wanted, one thing at a time.
@@ -391,6 +430,16 @@ impl Worker {
             self.begin(Effect::Remove(leftover));
             return;
         }
+        if let Some(refill) = self.refill.clone().filter(|_| self.desired != Desired::Deleted) {
+            match &self.observed {
+                Observed::Creating { .. } | Observed::Deleting { .. } | Observed::Deleted => {}
+                present if present.generation().is_some() => self.happened(Event::StopAsked).await,
+                _ => {
+                    self.begin(Effect::Refill(refill));
+                    return;
+                }
+            }
+        }
         // A volume is made with the limits of that moment, and one that goes needs none.
         let has_volume = !matches!(self.observed, Observed::Creating { .. } | Observed::Deleting { .. });
         if has_volume && std::mem::take(&mut self.limits_stale) {
@@ -406,7 +455,7 @@ impl Worker {
                 let Some(generation) = self.observed.generation() else {
                     return;
                 };
-                self.begin(Effect::Stop(generation));
+                self.begin(Effect::Stop(generation, self.refill.is_some()));
             }
             Some(Action::Delete) => {
                 self.happened(Event::DeleteAsked).await;
@@ -482,6 +531,7 @@ impl Worker {
             desired: self.desired,
             observed: self.observed.clone(),
             oom_kills: self.oom_kills.unwrap_or(0),
+            refilling: self.refill.is_some(),
         };
         self.status.send_replace(status);
     }

@@ -155,7 +155,18 @@ impl App {
                 dev: self.show_slot(view, Slot::Dev).await,
             },
             open_deployment: view.open_deployment.clone(),
+            undo: self.show_undo(view).await,
         }
+    }
+
+    async fn show_undo(&self, view: &WorkspaceView) -> Option<api::Undo> {
+        let undo = self.undo(view).await.ok().flatten()?;
+        Some(api::Undo {
+            kind: undo.deployment.kind,
+            at: undo.deployment.finished_at.unwrap_or(undo.deployment.created_at),
+            deployment: undo.deployment.id,
+            warm: undo.warm,
+        })
     }
 
     pub async fn show_slot(&self, view: &WorkspaceView, slot: Slot) -> api::SlotView {

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use choir_core::{Name, Slot, WorkspaceSettings};
+use choir_core::{Name, Slot, SnapshotId, WorkspaceSettings};
 use reqwest::Method;
 use reqwest::header::ACCEPT;
 
 use super::{Client, ClientError, Events, Request, Sandbox, read, segment};
 use crate::workspaces::{
-    CreateWorkspace, Deployment, EffectiveConfig, LogLine, Page, Release, SlotStats, SlotView, Workspace,
+    CreateWorkspace, Deploy, Deployment, EffectiveConfig, Fork, LogLine, Page, Release, Rollback, SlotStats, SlotView,
+    Snapshot, Workspace,
 };
 
 /// What can be asked of a slot.
@@ -113,17 +114,109 @@ impl Client {
         read(self.send(request).await?).await
     }
 
-    /// Exchanges live and dev, waiting up to `wait`. `key` makes a repeated call the same call.
+    /// Live becomes dev and dev live. The same key is the same swap, however often it is sent.
     ///
     /// # Errors
     /// Any; 409 `deployment_open` while another runs.
     pub async fn swap(&self, name: &Name, key: &str, wait: Duration) -> Result<Deployment, ClientError> {
-        let path = format!("{}/swap?wait_s={}", workspace(name), wait.as_secs());
+        self.deployment_of(name, "/swap", serde_json::json!({}), key, wait)
+            .await
+    }
+
+    /// What live was before a deployment comes back.
+    ///
+    /// # Errors
+    /// Any; 409 `nothing_to_undo` where there is nothing, or not any more.
+    pub async fn rollback(
+        &self,
+        name: &Name,
+        asked: &Rollback,
+        key: &str,
+        wait: Duration,
+    ) -> Result<Deployment, ClientError> {
+        self.deployment_of(name, "/rollback", asked, key, wait).await
+    }
+
+    /// Dev becomes a copy.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn fork(&self, name: &Name, asked: &Fork, key: &str, wait: Duration) -> Result<Deployment, ClientError> {
+        self.deployment_of(name, "/fork", asked, key, wait).await
+    }
+
+    /// A release into a slot.
+    ///
+    /// # Errors
+    /// Any; 409 `release_not_usable`.
+    pub async fn deploy(
+        &self,
+        name: &Name,
+        slot: Slot,
+        asked: &Deploy,
+        key: &str,
+        wait: Duration,
+    ) -> Result<Deployment, ClientError> {
+        let path = format!("/slots/{slot}/deploy");
+        self.deployment_of(name, &path, asked, key, wait).await
+    }
+
+    /// A snapshot into a slot.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn restore(
+        &self,
+        name: &Name,
+        slot: Slot,
+        snapshot: &SnapshotId,
+        key: &str,
+        wait: Duration,
+    ) -> Result<Deployment, ClientError> {
+        let path = format!("/slots/{slot}/snapshots/{snapshot}/restore");
+        self.deployment_of(name, &path, serde_json::json!({}), key, wait).await
+    }
+
+    async fn deployment_of(
+        &self,
+        name: &Name,
+        path: &str,
+        asked: impl serde::Serialize,
+        key: &str,
+        wait: Duration,
+    ) -> Result<Deployment, ClientError> {
+        let path = format!("{}{path}?wait_s={}", workspace(name), wait.as_secs());
         let request = Request::new(Method::POST, path)
             .header("idempotency-key", key)?
-            .body(&serde_json::json!({}))?
+            .body(&asked)?
             .patient(Some(wait));
         read(self.send(request).await?).await
+    }
+
+    /// Those of a slot, newest first.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn snapshots(&self, name: &Name, slot: Slot) -> Result<Page<Snapshot>, ClientError> {
+        self.get(&format!("{}/snapshots", slot_path(name, slot))).await
+    }
+
+    /// # Errors
+    /// Any.
+    pub async fn take_snapshot(&self, name: &Name, slot: Slot) -> Result<Snapshot, ClientError> {
+        let path = format!("{}/snapshots", slot_path(name, slot));
+        read(
+            self.send(Request::new(Method::POST, path).body(&serde_json::json!({}))?)
+                .await?,
+        )
+        .await
+    }
+
+    /// # Errors
+    /// Any; 409 where a rollback may need it.
+    pub async fn delete_snapshot(&self, name: &Name, slot: Slot, id: &SnapshotId) -> Result<(), ClientError> {
+        let path = format!("{}/snapshots/{id}", slot_path(name, slot));
+        self.send(Request::new(Method::DELETE, path)).await.map(drop)
     }
 
     /// Newest first.

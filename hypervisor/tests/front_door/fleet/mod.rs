@@ -15,6 +15,7 @@ mod secrets;
 mod sockets;
 mod strangers;
 mod swap;
+mod undo;
 mod wire;
 
 use std::sync::Arc;

@@ -34,6 +34,10 @@ impl Things {
             .post("/api/workspaces/main/swap?wait_s=60", json!({}))
             .await
             .expect(StatusCode::OK);
+        let snapshot = ada
+            .post("/api/workspaces/main/slots/live/snapshots", json!({}))
+            .await
+            .expect(StatusCode::CREATED);
         let token = ada
             .post("/me/tokens", json!({"name": "ci", "scopes": ["read"]}))
             .await
@@ -54,6 +58,8 @@ impl Things {
         let session = elsewhere.get("/auth/me").await.expect(StatusCode::OK);
         Self(vec![
             ("deployments", text(&swapped["id"])),
+            ("snapshots", text(&snapshot["id"])),
+            ("releases", text(&snapshot["release"])),
             ("tokens", text(&token["item"]["id"])),
             ("sessions", text(&session["session"]["id"])),
             ("passkeys", text(&passkeys["items"][0]["id"])),
@@ -63,9 +69,13 @@ impl Things {
         ])
     }
 
-    fn id(&self, route: &Route, collection: &str) -> &str {
+    fn of_collection(&self, collection: &str) -> Option<&str> {
         let found = self.0.iter().find(|(of, _)| *of == collection);
-        let Some((_, id)) = found else {
+        found.map(|(_, id)| id.as_str())
+    }
+
+    fn id(&self, route: &Route, collection: &str) -> &str {
+        let Some(id) = self.of_collection(collection) else {
             panic!(
                 "{} {}: say in this file whose `{collection}` these are",
                 route.method, route.path
@@ -144,9 +154,12 @@ fn scoped() -> Vec<&'static Route> {
     scoped.filter(|route| route.access != Access::Admin).collect()
 }
 
-async fn ask(browser: &mut Browser, method: &str, path: &str) -> Answer {
+async fn ask(browser: &mut Browser, method: &str, path: &str, things: &Things) -> Answer {
     let method: Method = method.parse().unwrap();
-    let body = (method != Method::GET).then(|| json!({}));
+    let body = (method != Method::GET).then(|| match path.ends_with("/deploy") {
+        true => json!({"release": things.of_collection("releases")}),
+        false => json!({}),
+    });
     browser.fetch(method, path, body).await
 }
 
@@ -188,9 +201,9 @@ async fn on_every_route_somebody_elses_thing_is_answered_like_one_that_is_not_th
         assert!(!pairs.is_empty(), "{} names nothing that is known here", route.path);
         for method in methods(route) {
             for (hers, nobodys) in &pairs {
-                let answer = ask(&mut eve, method, hers).await;
+                let answer = ask(&mut eve, method, hers, &things).await;
                 answer.refused(StatusCode::NOT_FOUND, "not_found");
-                let missing = ask(&mut eve, method, nobodys).await;
+                let missing = ask(&mut eve, method, nobodys, &things).await;
                 assert_eq!(told(&answer), told(&missing), "{method} {hers}");
                 checked += 1;
             }
@@ -220,7 +233,7 @@ async fn on_every_route_the_owner_is_let_through() {
     for route in routes {
         for method in methods(route) {
             let own = fill(route, WORKSPACE, |of| things.id(route, of).to_owned());
-            let answer = ask(&mut ada, method, &own).await;
+            let answer = ask(&mut ada, method, &own, &things).await;
             let turned_away = [
                 StatusCode::UNAUTHORIZED,
                 StatusCode::FORBIDDEN,
@@ -240,7 +253,7 @@ async fn on_every_route_the_owner_is_let_through() {
             let nobodys = fill(route, NOWHERE, |of| absent(things.id(route, of)));
             assert_ne!(
                 told(&answer),
-                told(&ask(&mut ada, method, &nobodys).await),
+                told(&ask(&mut ada, method, &nobodys, &things).await),
                 "{method} {own}"
             );
         }
@@ -254,7 +267,9 @@ async fn no_list_names_somebody_elses_things() {
     let sandboxes = workspace(&mut ada).await;
     let mut secret: Vec<String> = sandboxes.iter().map(ToString::to_string).collect();
     let things = Things::of(&start, &mut ada).await;
-    secret.extend(things.0.into_iter().map(|(_, id)| id));
+    // A release is nobody's own.
+    let own = things.0.into_iter().filter(|(of, _)| *of != "releases");
+    secret.extend(own.map(|(_, id)| id));
     let me = ada.get("/auth/me").await.expect(StatusCode::OK);
     let shown = ada.get("/api/workspaces/main").await.expect(StatusCode::OK);
     secret.extend([&me["user"]["id"], &shown["id"]].map(|id| id.as_str().unwrap().to_owned()));

@@ -2,8 +2,10 @@
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use choir_core::Slot;
+use choir_core::deployment::Kind;
+use choir_core::{DeploymentId, Slot};
 use choir_runtime::sim::Fault;
+use choir_store::{NewDeployment, WorkspaceView};
 use serde_json::{Value, json};
 
 use super::{Box, change, sandbox, shown, workspace};
@@ -25,6 +27,16 @@ async fn swap_with_key(browser: &mut Browser, key: &str) -> Answer {
         .body(Body::from("{}"))
         .unwrap();
     browser.send(request).await
+}
+
+fn begun(id: &DeploymentId, view: &WorkspaceView) -> NewDeployment {
+    NewDeployment {
+        id: id.clone(),
+        workspace: view.workspace.id.clone(),
+        kind: Kind::Swap,
+        slot: Slot::Live,
+        idempotency_key: None,
+    }
 }
 
 #[tokio::test]
@@ -50,7 +62,8 @@ async fn a_swap_outlives_the_hypervisor_and_a_restart_of_the_sandbox() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
     let [live, dev] = workspace(&mut ada).await;
-    swap(&mut ada).await;
+    let swapped = swap(&mut ada).await;
+    assert_eq!(swapped["step"], "succeeded", "{swapped}");
     change(&mut ada, Slot::Live, "restart").await;
     let again = start.restarted().await;
     ada.router = again.router.clone();
@@ -142,13 +155,12 @@ async fn a_swap_that_a_crash_cut_short_is_undone_before_the_switch() {
     let mut ada = start.ada().await;
     let [live, dev] = workspace(&mut ada).await;
     let view = start.app.store.all_workspaces().await.unwrap().remove(0);
-    let id = choir_core::DeploymentId::from_random([7; 16]);
-    let kind = choir_core::deployment::Kind::Swap;
+    let id = DeploymentId::from_random([7; 16]);
     let audit = start.app.event(&view, "workspace.swap");
     start
         .app
         .store
-        .begin_deployment(id.clone(), &view.workspace.id, kind, None, audit)
+        .begin_deployment(begun(&id, &view), audit)
         .await
         .unwrap();
     let again = start.restarted().await;
@@ -169,23 +181,24 @@ async fn a_swap_that_a_crash_cut_short_is_finished_after_the_switch() {
     let mut ada = start.ada().await;
     let [live, dev] = workspace(&mut ada).await;
     let view = start.app.store.all_workspaces().await.unwrap().remove(0);
-    let id = choir_core::DeploymentId::from_random([8; 16]);
-    let kind = choir_core::deployment::Kind::Swap;
+    let id = DeploymentId::from_random([8; 16]);
     let audit = start.app.event(&view, "workspace.swap");
     start
         .app
         .store
-        .begin_deployment(id.clone(), &view.workspace.id, kind, None, audit.clone())
+        .begin_deployment(begun(&id, &view), audit.clone())
         .await
         .unwrap();
     start.app.store.switch(&id, Vec::new(), audit).await.unwrap();
     let again = start.restarted().await;
     ada.router = again.router.clone();
-    let ended = ada
-        .get(&format!("/api/workspaces/main/deployments/{id}"))
+    let minute = std::time::Duration::from_secs(60);
+    let ended = again
+        .app
+        .await_deployment(&view.workspace.id, &id, minute)
         .await
-        .expect(StatusCode::OK);
-    assert_eq!(ended["step"], "succeeded");
+        .unwrap();
+    assert_eq!(ended.step.as_str(), "succeeded");
     let after = shown(&mut ada).await;
     assert_eq!((sandbox(&after, Slot::Live), sandbox(&after, Slot::Dev)), (dev, live));
 }

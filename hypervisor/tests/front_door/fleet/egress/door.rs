@@ -105,11 +105,7 @@ async fn a_grant_is_its_slots_and_passes_to_the_other_sandbox_with_a_swap() {
     scene.ask_from(Slot::Dev, call()).await.denied("grant");
     assert!(scene.outdoors.seen().is_empty());
     assert_eq!(scene.ask_from(Slot::Live, call()).await.status, StatusCode::OK);
-    scene
-        .ada
-        .post("/api/workspaces/main/swap?wait_s=60", json!({}))
-        .await
-        .expect(StatusCode::OK);
+    scene.swap().await;
     // The sandbox that was dev is live now, on the same connection's listener.
     assert_eq!(scene.ask_from(Slot::Dev, call()).await.status, StatusCode::OK);
     scene.ask_from(Slot::Live, call()).await.denied("grant");

@@ -116,6 +116,18 @@ impl Scene {
         }
     }
 
+    /// The sandboxes exchange their slots, and the one that was frozen goes on.
+    async fn swap(&mut self) {
+        self.ada
+            .post("/api/workspaces/main/swap?wait_s=60", json!({}))
+            .await
+            .expect(StatusCode::OK);
+        for id in &self.sandboxes {
+            let handle = self.start.app.fleet.handle(id).unwrap();
+            handle.wake(std::time::Duration::from_secs(20)).await.unwrap();
+        }
+    }
+
     /// The sandbox that was put into this slot at first.
     fn generation(&self, slot: Slot) -> Generation {
         let id = &self.sandboxes[usize::from(slot == Slot::Dev)];

@@ -94,10 +94,7 @@ async fn a_sandboxs_cap_is_its_own_and_goes_with_it_through_a_swap() {
         message.contains("this sandbox used 1 of 1 requests") && message.contains("sandbox_daily_requests"),
         "{message}"
     );
-    gate.ada
-        .post("/api/workspaces/main/swap?wait_s=60", json!({}))
-        .await
-        .expect(StatusCode::OK);
+    gate.swap().await;
     gate.ask_from(Slot::Dev, ask())
         .await
         .refused(StatusCode::TOO_MANY_REQUESTS, "daily_cap");

@@ -1,0 +1,133 @@
+//! Volumes in memory: names, limits, and one text for each part. It must not be used outside tests.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use choir_core::{IdRange, SandboxId};
+
+use crate::{Error, Result, Usage, Volumes};
+
+/// Clones are the same disk.
+#[derive(Debug, Clone, Default)]
+pub struct SimVolumes(Arc<Mutex<Disk>>);
+
+#[derive(Debug, Default)]
+struct Disk {
+    volumes: BTreeMap<String, Volume>,
+    /// Copies from now on that fail.
+    failing: u32,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Volume {
+    root: String,
+    home: String,
+    readonly: bool,
+    limit: Option<u64>,
+}
+
+impl SimVolumes {
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, volume: &str, f: impl FnOnce(&mut Volume) -> T) -> Result<T> {
+        self.disk().volumes.get_mut(volume).map(f).ok_or(Error::NotFound)
+    }
+
+    /// As if a program had written it.
+    pub fn write_home(&self, volume: &str, text: &str) -> Result<()> {
+        self.with(volume, |v| text.clone_into(&mut v.home))
+    }
+
+    /// What both parts of a volume hold: the system of a release is its name.
+    pub fn read(&self, volume: &str) -> Result<(String, String)> {
+        self.with(volume, |v| (v.root.clone(), v.home.clone()))
+    }
+
+    /// Lets so many copies fail, as on a disk that is full.
+    pub fn fail_copies(&self, failing: u32) {
+        self.disk().failing = failing;
+    }
+
+    fn copy(&self, source: &str, target: &str, change: impl FnOnce(&mut Volume)) -> Result<()> {
+        let mut disk = self.disk();
+        let mut copy = disk.volumes.get(source).cloned().ok_or(Error::NotFound)?;
+        if disk.volumes.contains_key(target) {
+            return Ok(());
+        }
+        if disk.failing > 0 {
+            disk.failing -= 1;
+            return Err(Error::Refused("no space left".to_owned()));
+        }
+        copy.limit = None;
+        change(&mut copy);
+        disk.volumes.insert(target.to_owned(), copy);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Volumes for SimVolumes {
+    async fn backend(&self) -> Result<String> {
+        Ok("sim".to_owned())
+    }
+
+    async fn list(&self) -> Result<Vec<String>> {
+        Ok(self.disk().volumes.keys().cloned().collect())
+    }
+
+    async fn import(&self, release: &str, archive: &Path) -> Result<String> {
+        let text = archive.display().to_string();
+        // Distinct for distinct names, which is all that tests ask of it.
+        let sum = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+        });
+        let volume = Volume {
+            root: release.to_owned(),
+            ..Volume::default()
+        };
+        self.disk().volumes.insert(release.to_owned(), volume);
+        Ok(format!("{sum:064x}"))
+    }
+
+    async fn shift(&self, volume: &str, _ids: IdRange) -> Result<()> {
+        self.with(volume, |_| ())
+    }
+
+    async fn derive(&self, release: &str, sandbox: &SandboxId) -> Result<()> {
+        self.copy(release, sandbox.as_str(), |v| {
+            v.home.clear();
+            v.readonly = false;
+        })
+    }
+
+    async fn replace_root(&self, release: &str, sandbox: &SandboxId) -> Result<()> {
+        let root = self.with(release, |v| v.root.clone())?;
+        self.with(sandbox.as_str(), |v| v.root = root)
+    }
+
+    async fn snapshot(&self, source: &str, target: &str, readonly: bool) -> Result<()> {
+        self.copy(source, target, |v| v.readonly = readonly)
+    }
+
+    async fn delete(&self, volume: &str) -> Result<()> {
+        self.disk().volumes.remove(volume);
+        Ok(())
+    }
+
+    async fn limit(&self, volume: &str, bytes: u64) -> Result<()> {
+        self.with(volume, |v| v.limit = Some(bytes))
+    }
+
+    async fn usage(&self, volume: &str) -> Result<Usage> {
+        let limit = self.with(volume, |v| v.limit)?;
+        Ok(Usage {
+            bytes: 4096,
+            limit,
+            enforced: limit.is_some(),
+        })
+    }
+}

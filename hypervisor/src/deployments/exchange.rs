@@ -1,0 +1,82 @@
+//! Swap, and the rollback of one whose displaced sandbox is still frozen: both targets proven healthy, the pointers
+//! exchanged in one transaction, published, drained, and the one that left live frozen as it is. It must not touch what a
+//! sandbox holds.
+
+use choir_core::deployment::{Displaced, Step};
+use choir_core::sandbox::Observed;
+use choir_core::{Awake, Slot};
+use choir_store::{AuditEvent, Deployment, Ended, WorkspaceView};
+
+use super::{DRAINED_WITHIN, HEALTHY_WITHIN, text};
+use crate::app::App;
+use crate::reconcile::Handle;
+
+impl App {
+    pub(super) async fn exchange(
+        &self,
+        deployment: &Deployment,
+        view: &WorkspaceView,
+        asked: &AuditEvent,
+    ) -> Result<Ended, String> {
+        let mut times = vec![self.passed(Step::Verifying)];
+        self.both_ready(view).await?;
+        let (live, dev) = tokio::join!(
+            self.snapshot_for(deployment, view, Slot::Live),
+            self.snapshot_for(deployment, view, Slot::Dev)
+        );
+        live.and(dev)?;
+        times.push(self.passed(Step::Switching));
+        let audit = AuditEvent {
+            at: self.clock.now(),
+            action: "workspace.switch",
+            ..asked.clone()
+        };
+        // Routes are published with the commit, under the table's lock, so that they are never older than it.
+        let after = self.store.switch(&deployment.id, times, audit).await.map_err(text)?;
+        self.publish(&after).await;
+        let displaced = match self.fleet.handle(&after.dev.id) {
+            Some(handle) => self.freeze(&handle).await,
+            None => None,
+        };
+        Ok(Ended {
+            step: Step::Succeeded,
+            reason: None,
+            displaced,
+        })
+    }
+
+    /// Both sandboxes up and answering, and the app of the one that is to be live well.
+    async fn both_ready(&self, view: &WorkspaceView) -> Result<(), String> {
+        let ready = |slot: Slot| async move {
+            let handle = self.fleet.handle(&view.slot(slot).id).ok_or("the sandbox is gone")?;
+            let why = |e| format!("{slot} is not healthy: {e}");
+            let generation = handle.wake(HEALTHY_WITHIN).await.map_err(why)?;
+            match slot {
+                Slot::Dev => self.app_is_well(view, slot, &generation).await,
+                Slot::Live => Ok(()),
+            }
+        };
+        let (live, dev) = tokio::join!(ready(Slot::Live), ready(Slot::Dev));
+        live.and(dev).map(drop)
+    }
+
+    /// Lets requests under way finish, tells websockets and event streams to come again, and freezes what is left, so
+    /// that it stays as it was. What goes on for longer is left running, and what is to be awake always is, too.
+    async fn freeze(&self, left_live: &Handle) -> Option<Displaced> {
+        let generation = left_live.ready()?;
+        let quiet = self.fleet.drain(&generation, DRAINED_WITHIN).await;
+        if !quiet || left_live.awake() == Awake::Always {
+            return None;
+        }
+        left_live.pause().await;
+        let frozen = |status: &crate::reconcile::Status| !matches!(status.observed, Observed::Ready { .. });
+        match left_live.settle(HEALTHY_WITHIN, frozen).await.observed {
+            Observed::Paused { generation, since } => Some(Displaced {
+                sandbox: left_live.id.clone(),
+                generation,
+                since,
+            }),
+            _ => None,
+        }
+    }
+}

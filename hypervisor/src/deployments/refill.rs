@@ -1,0 +1,124 @@
+//! Cold rollback, deploy, restore and fork: the slot keeps its sandbox, and that gets other contents. The sandbox's worker
+//! does it; here it is said, waited for, and taken back if the result is not well. It must not touch a volume.
+
+use std::time::Duration;
+
+use choir_core::deployment::{Contents, Refill, Step};
+use choir_core::{ReleaseId, SnapshotId};
+use choir_store::{AuditEvent, Deployment, Ended};
+
+use super::{HEALTHY_WITHIN, text};
+use crate::app::App;
+use crate::random::draw;
+use crate::reconcile::Handle;
+
+/// How long the contents of a volume may take to be replaced. Without a disk that shares what is equal, all is copied.
+const FILLED_WITHIN: Duration = Duration::from_secs(1800);
+/// Between two tries of what must not be given up.
+const AGAIN: Duration = Duration::from_secs(1);
+
+impl App {
+    pub(super) async fn refill(
+        &self,
+        deployment: &Deployment,
+        with: Contents,
+        release: ReleaseId,
+        asked: &AuditEvent,
+    ) -> Result<Ended, String> {
+        let refill = Refill {
+            deployment: deployment.id.clone(),
+            keep: SnapshotId::from_random(draw(&*self.random)),
+            with,
+        };
+        let times = vec![self.passed(Step::Switching)];
+        let audit = AuditEvent {
+            at: self.clock.now(),
+            action: "workspace.switch",
+            ..asked.clone()
+        };
+        let after = self
+            .store
+            .switch_contents(refill.clone(), release, times, audit)
+            .await
+            .map_err(text)?;
+        self.publish(&after).await;
+        if let Some(handle) = self.fleet.handle(&after.slot(deployment.slot).id) {
+            handle.refill(refill).await;
+        }
+        Ok(self.await_contents(deployment, asked).await)
+    }
+
+    /// Waits until the slot runs well with its new contents; if it does not, until it has its old ones back.
+    pub(super) async fn await_contents(&self, deployment: &Deployment, asked: &AuditEvent) -> Ended {
+        let Err(reason) = self.runs_well(deployment).await else {
+            return Ended {
+                step: Step::Succeeded,
+                reason: None,
+                displaced: None,
+            };
+        };
+        while let Err(error) = self.give_back(deployment, &reason, asked).await {
+            tracing::error!(deployment = %deployment.id, %error, "what was there cannot be brought back yet; trying again");
+            tokio::time::sleep(AGAIN).await;
+        }
+        self.await_return(deployment, Some(reason)).await
+    }
+
+    async fn give_back(
+        &self,
+        deployment: &Deployment,
+        reason: &str,
+        asked: &AuditEvent,
+    ) -> Result<(), choir_store::Error> {
+        let audit = AuditEvent {
+            at: self.clock.now(),
+            action: "workspace.return",
+            ..asked.clone()
+        };
+        let refill = self.store.return_contents(&deployment.id, reason, audit).await?;
+        let view = self.store.workspace(&deployment.workspace).await?;
+        self.publish(&view).await;
+        if let Some(handle) = self.fleet.handle(&view.slot(deployment.slot).id) {
+            handle.refill(refill).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until the slot has its old contents back and runs.
+    pub(super) async fn await_return(&self, deployment: &Deployment, reason: Option<String>) -> Ended {
+        let reason = reason.unwrap_or_default();
+        let back = match self.handle_of(deployment).await {
+            Ok(handle) => filled_and_ready(&handle).await.map(drop),
+            Err(error) => Err(error),
+        };
+        let reason = match back {
+            Ok(()) => reason,
+            Err(error) => format!("{reason}; what was there before does not run either: {error}"),
+        };
+        Ended {
+            step: Step::RolledBack,
+            reason: Some(reason),
+            displaced: None,
+        }
+    }
+
+    async fn runs_well(&self, deployment: &Deployment) -> Result<(), String> {
+        let handle = self.handle_of(deployment).await?;
+        let generation = filled_and_ready(&handle).await?;
+        let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
+        self.app_is_well(&view, deployment.slot, &generation).await
+    }
+
+    async fn handle_of(&self, deployment: &Deployment) -> Result<Handle, String> {
+        let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
+        let handle = self.fleet.handle(&view.slot(deployment.slot).id);
+        handle.ok_or_else(|| "the sandbox is gone".to_owned())
+    }
+}
+
+async fn filled_and_ready(handle: &Handle) -> Result<choir_core::Generation, String> {
+    if handle.settle(FILLED_WITHIN, |status| !status.refilling).await.refilling {
+        return Err("its files could not be replaced in time; the log says why".to_owned());
+    }
+    handle.wake(HEALTHY_WITHIN).await.map_err(text)
+}

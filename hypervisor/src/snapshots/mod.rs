@@ -1,0 +1,115 @@
+//! Snapshots: taken, thinned out and deleted. The row comes before the volume and goes after it. It must not know HTTP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use choir_core::sandbox::Observed;
+use choir_core::{Slot, SnapshotId, WorkspaceId};
+use choir_store::{AuditEvent, Deployment, Snapshot, WorkspaceView};
+
+use crate::app::App;
+use crate::error::{ApiError, ApiResult};
+use crate::random::draw;
+use crate::reconcile::Status;
+
+pub mod routes;
+
+/// How long the volume of a new sandbox is waited for.
+const MADE_WITHIN: Duration = Duration::from_secs(60);
+
+impl App {
+    /// Takes a snapshot of a slot that somebody asked for.
+    pub async fn take_snapshot(self: &Arc<Self>, view: &WorkspaceView, slot: Slot) -> ApiResult<Snapshot> {
+        let audit = self.event(view, "snapshot.take");
+        let (app, view) = (self.clone(), view.clone());
+        // Apart, since a caller that goes away must not leave it half made.
+        let taken = tokio::spawn(async move { app.copy_volume(&view, slot, None, audit).await });
+        taken.await.map_err(ApiError::internal)?
+    }
+
+    /// Takes a snapshot of a slot before a deployment changes it.
+    pub(crate) async fn snapshot_for(
+        &self,
+        deployment: &Deployment,
+        view: &WorkspaceView,
+        slot: Slot,
+    ) -> Result<Snapshot, String> {
+        let audit = AuditEvent {
+            actor: "system".into(),
+            ..self.event(view, "snapshot.take")
+        };
+        self.copy_volume(view, slot, Some(deployment), audit)
+            .await
+            .map_err(|e| format!("no snapshot of {slot} could be taken: {e}"))
+    }
+
+    async fn copy_volume(
+        &self,
+        view: &WorkspaceView,
+        slot: Slot,
+        deployment: Option<&Deployment>,
+        audit: AuditEvent,
+    ) -> ApiResult<Snapshot> {
+        if let Some(handle) = self.fleet.handle(&view.slot(slot).id) {
+            let made = |status: &Status| !matches!(status.observed, Observed::Creating { .. });
+            handle.settle(MADE_WITHIN, made).await;
+        }
+        let id = SnapshotId::from_random(draw(&*self.random));
+        let deployment = deployment.map(|d| d.id.clone());
+        let snapshot = self
+            .store
+            .begin_snapshot(&id, &view.workspace.id, slot, deployment, audit)
+            .await?;
+        let volumes = &self.fleet.services.volumes;
+        if let Err(error) = volumes.snapshot(snapshot.sandbox.as_str(), id.as_str(), true).await {
+            self.remove_snapshot(&id).await;
+            return Err(match error {
+                choir_runtime::Error::NotFound => {
+                    ApiError::conflict("no_files", format!("{slot} has no files yet; start it first."))
+                }
+                other => other.into(),
+            });
+        }
+        Ok(self.store.snapshot_made(&id).await?)
+    }
+
+    pub async fn delete_snapshot(&self, view: &WorkspaceView, id: &SnapshotId) -> ApiResult<()> {
+        let snapshot = self.store.snapshot(&view.workspace.id, id).await?;
+        let audit = self.event(view, "snapshot.delete");
+        self.store.drop_snapshot(&snapshot.id, audit).await?;
+        self.remove_snapshot(&snapshot.id).await;
+        Ok(())
+    }
+
+    /// Deletes what was taken for deployments of a workspace and is not worth its room any more.
+    pub(crate) async fn thin_snapshots(&self, workspace: &WorkspaceId) {
+        match self.store.thin_snapshots(workspace, self.clock.now()).await {
+            Ok(spare) => {
+                for snapshot in spare {
+                    self.remove_snapshot(&snapshot.id).await;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "snapshots could not be thinned out; it is tried again later"),
+        }
+    }
+
+    /// Removes what a crash left half made or half deleted. Before anything new is made.
+    pub async fn clear_snapshots(&self) -> Result<(), choir_store::Error> {
+        for snapshot in self.store.unfinished_snapshots().await? {
+            self.remove_snapshot(&snapshot.id).await;
+        }
+        Ok(())
+    }
+
+    /// The volume, then the row; what fails is done at the next start.
+    async fn remove_snapshot(&self, id: &SnapshotId) {
+        let removed = async {
+            let volumes = &self.fleet.services.volumes;
+            volumes.delete(id.as_str()).await.map_err(|e| e.to_string())?;
+            self.store.forget_snapshot(id).await.map_err(|e| e.to_string())
+        };
+        if let Err(reason) = removed.await {
+            tracing::warn!(snapshot = %id, reason, "a snapshot stays for now");
+        }
+    }
+}

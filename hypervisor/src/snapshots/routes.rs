@@ -1,0 +1,111 @@
+//! The HTTP side of snapshots. It must not make or remove one.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use choir_api::workspaces as api;
+use choir_core::{Slot, SnapshotId};
+use choir_store::{Snapshot, SnapshotState, WorkspaceView};
+
+use crate::app::App;
+use crate::auth::extract::Query;
+use crate::auth::{Caller, routes};
+use crate::deployments::Wish;
+use crate::deployments::routes::{Answer, begin};
+use crate::error::{ApiError, ApiResult};
+use crate::workspaces::routes::Wait;
+
+routes! {
+    pub ROUTES, router -> Arc<App>;
+    User GET get "/api/workspaces/{ws}/slots/{slot}/snapshots" => list;
+    User POST post "/api/workspaces/{ws}/slots/{slot}/snapshots" => take;
+    User GET get "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}" => show;
+    User DELETE delete "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}" => remove;
+    User POST post "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}/restore" => restore;
+}
+
+async fn find(app: &App, caller: &Caller, ws: &str, slot: &str) -> ApiResult<(WorkspaceView, Slot)> {
+    let view = app.workspace(&caller.user, ws).await?;
+    let slot = slot.parse().map_err(|_| ApiError::not_found())?;
+    Ok((view, slot))
+}
+
+fn id_of(text: &str) -> ApiResult<SnapshotId> {
+    text.parse().map_err(|_| ApiError::not_found())
+}
+
+async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((ws, slot)): Path<(String, String)>,
+) -> ApiResult<Json<api::Page<api::Snapshot>>> {
+    let (view, slot) = find(&app, &caller, &ws, &slot).await?;
+    let mut items = Vec::new();
+    for snapshot in app.store.snapshots(&view.workspace.id).await? {
+        if snapshot.slot == slot && snapshot.state == SnapshotState::Ready {
+            items.push(wire(&app, snapshot).await?);
+        }
+    }
+    Ok(Json(api::Page {
+        items,
+        next_cursor: None,
+    }))
+}
+
+async fn take(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((ws, slot)): Path<(String, String)>,
+) -> ApiResult<(StatusCode, Json<api::Snapshot>)> {
+    let (view, slot) = find(&app, &caller, &ws, &slot).await?;
+    let snapshot = app.take_snapshot(&view, slot).await?;
+    Ok((StatusCode::CREATED, Json(wire(&app, snapshot).await?)))
+}
+
+type OnePath = Path<(String, String, String)>;
+
+async fn show(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((ws, slot, id)): OnePath,
+) -> ApiResult<Json<api::Snapshot>> {
+    let (view, _) = find(&app, &caller, &ws, &slot).await?;
+    let snapshot = app.store.snapshot(&view.workspace.id, &id_of(&id)?).await?;
+    Ok(Json(wire(&app, snapshot).await?))
+}
+
+async fn remove(State(app): State<Arc<App>>, caller: Caller, Path((ws, slot, id)): OnePath) -> ApiResult<StatusCode> {
+    let (view, _) = find(&app, &caller, &ws, &slot).await?;
+    app.delete_snapshot(&view, &id_of(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn restore(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((ws, slot, id)): OnePath,
+    Query(wait): Query<Wait>,
+    headers: HeaderMap,
+) -> ApiResult<Answer> {
+    let (view, slot) = find(&app, &caller, &ws, &slot).await?;
+    begin(&app, &view, Wish::Restore(slot, id_of(&id)?), &headers, &wait).await
+}
+
+async fn wire(app: &App, snapshot: Snapshot) -> ApiResult<api::Snapshot> {
+    let taken_for = match &snapshot.deployment {
+        Some(id) => app.store.deployment(&snapshot.workspace, id).await.ok().map(|d| d.kind),
+        None => None,
+    };
+    Ok(api::Snapshot {
+        bytes: app.fleet.services.volumes.usage(snapshot.id.as_str()).await?.bytes,
+        id: snapshot.id,
+        slot: snapshot.slot,
+        sandbox: snapshot.sandbox,
+        release: snapshot.release,
+        deployment: snapshot.deployment,
+        taken_for,
+        created_at: snapshot.created_at,
+    })
+}
