@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use choir_broker::{KeyFile, Rotation, RotationStep};
 use choir_core::Name;
+use choir_runtime::VolumesClient;
 use choir_store::{AuditEvent, Store};
 
 use crate::auth::Auth;
@@ -13,6 +14,7 @@ use crate::config::Config;
 use crate::keys;
 use crate::random::{OsRandom, Random};
 use crate::serve::auth_deps;
+use crate::{fsck, serve};
 
 fn store(config: &Config) -> anyhow::Result<Store> {
     let path = &config.store.path;
@@ -94,4 +96,31 @@ pub async fn rotate_key(config: Config) -> anyhow::Result<String> {
          copy for as long as you keep backups from before",
         file.display()
     ))
+}
+
+/// Prints what does not fit together, after removing what belongs to nobody if that is asked for.
+pub async fn fsck(config: Config, repair: bool, json: bool) -> anyhow::Result<()> {
+    let path = &config.store.path;
+    let store = Store::open_read_only(path)
+        .with_context(|| format!("there is no database at {}; name its configuration", path.display()))?;
+    let runtime = serve::runtime(&config)?;
+    let volumes = VolumesClient::new(config.sandboxes.volumes_socket.clone());
+    let mut findings = fsck::check(&store, &*runtime, &volumes, None).await?;
+    if repair {
+        fsck::repair(&mut findings, &*runtime, &volumes).await?;
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&findings)?);
+    } else {
+        for finding in &findings {
+            let done = if finding.repaired { " (removed)" } else { "" };
+            println!("{} {}{done}", finding.invariant, finding.what);
+        }
+    }
+    match findings.iter().filter(|finding| !finding.repaired).count() {
+        0 if json => {}
+        0 => println!("clean: database, containers and volumes fit together"),
+        left => bail!("{left} things do not fit together"),
+    }
+    Ok(())
 }

@@ -13,6 +13,8 @@ pub mod console;
 pub mod deployments;
 pub mod egress;
 pub mod error;
+pub mod fail;
+pub mod fsck;
 pub mod gate;
 pub mod grants;
 pub mod health;

@@ -54,6 +54,17 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         identity: PathBuf,
     },
+    /// Say where database, containers and volumes do not fit together, by the numbers of docs/reference/invariants.md.
+    #[command(after_help = "Example: choir-hypervisor --config /etc/choir/hypervisor.toml fsck")]
+    Fsck {
+        /// Remove containers and volumes that are in no row of the database. After a restore from a backup these may be
+        /// what was made since.
+        #[arg(long)]
+        repair: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Look into the audit trail of this box.
     Audit {
         #[command(subcommand)]
@@ -107,6 +118,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
             runtime()?.block_on(serve::serve(config))
         }
+        Verb::Fsck { repair, json } => runtime()?.block_on(console::fsck(config, repair, json)),
         Verb::Claim => {
             println!("{}", runtime()?.block_on(console::claim(config))?);
             Ok(())

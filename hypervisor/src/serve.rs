@@ -281,7 +281,7 @@ async fn claimed(app: &App) {
     }
 }
 
-fn runtime(config: &Config) -> anyhow::Result<Arc<dyn Runtime>> {
+pub(crate) fn runtime(config: &Config) -> anyhow::Result<Arc<dyn Runtime>> {
     let places = choir_runtime::Places {
         volumes: absolute(&config.volumes_dir())?,
         run: absolute(&config.run_dir())?,

@@ -46,21 +46,21 @@ pub fn build(workspace: &Workspace, release: bool, directory: &Path) -> Result<(
     Ok(())
 }
 
-/// Builds a hypervisor that leaks on purpose, for the test that must notice. What Cargo builds next takes its place in
-/// the target directory.
-pub fn build_leaky(workspace: &Workspace, directory: &Path) -> Result<()> {
-    let mut leaky = cargo();
-    leaky.args([
+/// Builds a hypervisor that leaks on purpose and dies where it is told, for the tests that must notice. What Cargo builds
+/// next takes its place in the target directory.
+pub fn build_faulty(workspace: &Workspace, directory: &Path) -> Result<()> {
+    let mut faulty = cargo();
+    faulty.args([
         "build",
         "--package",
         "choir-hypervisor",
         "--features",
-        "choir-hypervisor/leak",
+        "choir-hypervisor/leak,choir-hypervisor/failpoints",
     ]);
-    command::run(&mut leaky)?;
+    command::run(&mut faulty)?;
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let built = workspace.target_directory.join("debug/choir-hypervisor");
-    install(&built, &directory.join("leaky-choir-hypervisor"))
+    install(&built, &directory.join("faulty-choir-hypervisor"))
 }
 
 /// Replaces by rename: running programs keep the file they were started from.

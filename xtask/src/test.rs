@@ -88,7 +88,7 @@ fn tests(options: &Options, workspace: &Workspace, report: &mut Report) -> Resul
     fs::write(&skip_log, "").with_context(|| format!("cannot write {}", skip_log.display()))?;
     let binaries = target.join("test-bin");
     report.phase("programs", || {
-        binaries::build_leaky(workspace, &binaries)?;
+        binaries::build_faulty(workspace, &binaries)?;
         binaries::build(workspace, false, &binaries)
     })?;
 

@@ -254,7 +254,8 @@ impl Store {
         .await
     }
 
-    /// The last deployments of live that succeeded, newest first: those that can be undone.
+    /// The last deployments of live that succeeded and of which it is known what live was before, newest first: those that
+    /// can be undone.
     pub async fn undoable(&self, workspace: &WorkspaceId) -> Result<Vec<Deployment>> {
         let workspace = workspace.clone();
         self.read(move |c| undoable(c, &workspace)).await
@@ -275,8 +276,9 @@ impl Store {
 
 pub(crate) fn undoable(c: &Connection, workspace: &WorkspaceId) -> Result<Vec<Deployment>> {
     let mut statement = c.prepare_cached(
-        "SELECT id FROM deployments WHERE workspace_id = ?1 AND slot = 'live' AND step = 'succeeded'
-         ORDER BY created_at DESC, rowid DESC LIMIT ?2",
+        "SELECT d.id FROM deployments d JOIN snapshots s ON s.deployment_id = d.id AND s.slot = 'live' AND s.state = 'ready'
+         WHERE d.workspace_id = ?1 AND d.slot = 'live' AND d.step = 'succeeded'
+         ORDER BY d.created_at DESC, d.rowid DESC LIMIT ?2",
     )?;
     let ids: Vec<String> = statement
         .query_map(params![workspace.as_str(), UNDOABLE], |row| row.get(0))?

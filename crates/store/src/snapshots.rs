@@ -260,6 +260,11 @@ fn of(c: &Connection, workspace: &WorkspaceId) -> Result<Vec<Snapshot>> {
     collect(statement.query([workspace.as_str()])?)
 }
 
+pub(crate) fn all(c: &Connection) -> Result<Vec<Snapshot>> {
+    let mut statement = c.prepare_cached("SELECT * FROM snapshots ORDER BY created_at")?;
+    collect(statement.query([])?)
+}
+
 fn collect(mut rows: rusqlite::Rows<'_>) -> Result<Vec<Snapshot>> {
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {

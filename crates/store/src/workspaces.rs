@@ -213,7 +213,7 @@ pub(crate) fn view(c: &Connection, id: &WorkspaceId) -> Result<WorkspaceView> {
     views(c, "WHERE w.id = ?1", [id.as_str()])?.pop().ok_or(Error::NotFound)
 }
 
-fn views<P: rusqlite::Params>(c: &Connection, condition: &str, params: P) -> Result<Vec<WorkspaceView>> {
+pub(crate) fn views<P: rusqlite::Params>(c: &Connection, condition: &str, params: P) -> Result<Vec<WorkspaceView>> {
     let mut statement = c.prepare_cached(&format!("SELECT {COLUMNS} {condition} ORDER BY u.name, w.name"))?;
     let mut rows = statement.query(params)?;
     let mut found = Vec::new();

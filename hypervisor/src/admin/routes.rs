@@ -9,16 +9,26 @@ use choir_api::workspaces::Page;
 
 use crate::app::App;
 use crate::auth::routes;
-use crate::error::ApiResult;
+use crate::error::{ApiError, ApiResult};
+use crate::fsck::Finding;
 
 routes! {
     pub ROUTES, router -> Arc<App>;
     Admin GET get "/admin/stats" => stats;
     Admin GET get "/admin/sandboxes" => sandboxes;
+    Admin GET get "/admin/fsck" => fsck;
 }
 
 async fn stats(State(app): State<Arc<App>>) -> Json<BoxStats> {
     Json(app.stats().await)
+}
+
+async fn fsck(State(app): State<Arc<App>>) -> ApiResult<Json<Page<Finding>>> {
+    let items = app.fsck().await.map_err(ApiError::internal)?;
+    Ok(Json(Page {
+        items,
+        next_cursor: None,
+    }))
 }
 
 async fn sandboxes(State(app): State<Arc<App>>) -> ApiResult<Json<Page<BoxSandbox>>> {

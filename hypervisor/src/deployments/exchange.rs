@@ -9,6 +9,7 @@ use choir_store::{AuditEvent, Deployment, Ended, WorkspaceView};
 
 use super::{DRAINED_WITHIN, HEALTHY_WITHIN, text};
 use crate::app::App;
+use crate::fail;
 use crate::reconcile::Handle;
 
 impl App {
@@ -20,11 +21,13 @@ impl App {
     ) -> Result<Ended, String> {
         let mut times = vec![self.passed(Step::Verifying)];
         self.both_ready(view).await?;
+        fail::point("exchange.verified").await?;
         let (live, dev) = tokio::join!(
             self.snapshot_for(deployment, view, Slot::Live),
             self.snapshot_for(deployment, view, Slot::Dev)
         );
         live.and(dev)?;
+        fail::point("exchange.kept").await?;
         times.push(self.passed(Step::Switching));
         let audit = AuditEvent {
             at: self.clock.now(),
@@ -33,11 +36,15 @@ impl App {
         };
         // Routes are published with the commit, under the table's lock, so that they are never older than it.
         let after = self.store.switch(&deployment.id, times, audit).await.map_err(text)?;
+        // Nothing may fail from here on.
+        fail::point("exchange.switched").await.ok();
         self.publish(&after).await;
+        fail::point("exchange.published").await.ok();
         let displaced = match self.fleet.handle(&after.dev.id) {
             Some(handle) => self.freeze(&handle).await,
             None => None,
         };
+        fail::point("exchange.frozen").await.ok();
         Ok(Ended {
             step: Step::Succeeded,
             reason: None,

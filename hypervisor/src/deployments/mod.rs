@@ -11,6 +11,7 @@ use choir_store::{AuditEvent, Begun, Deployment, Ended, NewDeployment, ReleaseSt
 
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
+use crate::fail;
 use crate::random::draw;
 
 mod exchange;
@@ -184,6 +185,7 @@ impl App {
 
     /// An error is why nothing was changed.
     async fn attempt(&self, deployment: &Deployment, wish: &Wish, asked: &AuditEvent) -> Result<Ended, String> {
+        fail::point("deployment.begun").await?;
         // Only from here on is no other deployment under way.
         let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
         match self.plan(&view, wish).await.map_err(text)? {
@@ -208,6 +210,7 @@ impl App {
             },
             ..audit
         };
+        fail::point("deployment.ending").await.ok();
         let (id, step, reason) = (&deployment.id, ended.step.as_str(), ended.reason.clone());
         match self.store.finish_deployment(id, ended, audit).await {
             Ok(_) => tracing::info!(deployment = %id, step, reason, "deployment ended"),
@@ -215,6 +218,7 @@ impl App {
             Err(error) => tracing::error!(deployment = %id, %error, "the end of a deployment could not be recorded"),
         }
         self.deployment_ended.send_replace(());
+        fail::point("deployment.ended").await.ok();
         self.thin_snapshots(&deployment.workspace).await;
     }
 

@@ -9,6 +9,7 @@ use choir_store::{AuditEvent, Deployment, Ended};
 
 use super::{HEALTHY_WITHIN, text};
 use crate::app::App;
+use crate::fail;
 use crate::random::draw;
 use crate::reconcile::Handle;
 
@@ -41,6 +42,8 @@ impl App {
             .switch_contents(refill.clone(), release, times, audit)
             .await
             .map_err(text)?;
+        // Nothing may fail from here on.
+        fail::point("contents.switched").await.ok();
         self.publish(&after).await;
         if let Some(handle) = self.fleet.handle(&after.slot(deployment.slot).id) {
             handle.refill(refill).await;
@@ -76,6 +79,7 @@ impl App {
             ..asked.clone()
         };
         let refill = self.store.return_contents(&deployment.id, reason, audit).await?;
+        fail::point("contents.returning").await.ok();
         let view = self.store.workspace(&deployment.workspace).await?;
         self.publish(&view).await;
         if let Some(handle) = self.fleet.handle(&view.slot(deployment.slot).id) {

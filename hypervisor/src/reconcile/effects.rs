@@ -9,6 +9,7 @@ use choir_core::{Generation, SandboxId, WorkspaceId};
 
 use super::{Fleet, launch};
 use crate::deployments::DRAINED_WITHIN;
+use crate::fail;
 
 /// Before what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -66,9 +67,21 @@ pub async fn run(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, effec
             }
             Outcome::Refilled(to, done)
         }
-        Effect::Pause(number) => Outcome::Paused(runtime.pause(&generation(number)).await.map_err(text)),
-        Effect::Thaw(number) => Outcome::Thawed(runtime.unpause(&generation(number)).await.map_err(text)),
-        Effect::Remove(number) => Outcome::Removed(runtime.remove(&generation(number)).await.map_err(text)),
+        Effect::Pause(number) => {
+            let paused = runtime.pause(&generation(number)).await.map_err(text);
+            fail::point("pause.frozen").await.ok();
+            Outcome::Paused(paused)
+        }
+        Effect::Thaw(number) => {
+            let thawed = runtime.unpause(&generation(number)).await.map_err(text);
+            fail::point("thaw.thawed").await.ok();
+            Outcome::Thawed(thawed)
+        }
+        Effect::Remove(number) => {
+            let removed = runtime.remove(&generation(number)).await.map_err(text);
+            fail::point("remove.removed").await.ok();
+            Outcome::Removed(removed)
+        }
         Effect::Limit(number) => Outcome::Limited(limit(&fleet, &id, &workspace, number.map(generation)).await),
         Effect::Delete => Outcome::Deleted(delete(&fleet, &id, &workspace).await),
     }
@@ -89,14 +102,18 @@ async fn create(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Resul
     );
     let volumes = &fleet.services.volumes;
     volumes.derive(&copy.volume, id).await.map_err(text)?;
+    fail::point("create.derived").await?;
     volumes.limit(id.as_str(), limits.disk).await.map_err(text)
 }
 
 async fn start(fleet: &Fleet, workspace: &WorkspaceId, generation: &Generation, nonce: String) -> Result<(), String> {
     let _turn = fleet.starts.acquire().await.map_err(text)?;
+    fail::point("start.recorded").await?;
     let spec = launch::spec(&fleet.services, workspace, generation, nonce).await?;
     fleet.services.runtime.create(&spec).await.map_err(text)?;
-    fleet.services.runtime.start(generation).await.map_err(text)
+    fail::point("start.created").await?;
+    fleet.services.runtime.start(generation).await.map_err(text)?;
+    fail::point("start.started").await
 }
 
 /// Ends the container. A service that does not answer is asked again until it does: a container that might still
@@ -108,7 +125,10 @@ async fn stop(fleet: &Fleet, generation: &Generation) -> Exit {
         // A frozen process cannot hear that it should end.
         let _ = runtime.unpause(generation).await;
         match runtime.stop(generation, STOP_GRACE).await {
-            Ok(exit) => return exit,
+            Ok(exit) => {
+                fail::point("stop.stopped").await.ok();
+                return exit;
+            }
             Err(choir_runtime::Error::NotFound) => {
                 return Exit {
                     code: 0,
@@ -126,14 +146,17 @@ async fn stop(fleet: &Fleet, generation: &Generation) -> Exit {
 async fn refill(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId, to: &Refill) -> Result<(), String> {
     let volumes = &fleet.services.volumes;
     let (own, keep) = (id.as_str(), to.keep.as_str());
+    fail::point("refill.begun").await?;
     match volumes.snapshot(own, keep, true).await {
         // An earlier try came this far.
         Err(choir_runtime::Error::NotFound) => volumes.usage(keep).await.map(drop).map_err(text)?,
         kept => kept.map_err(text)?,
     }
+    fail::point("refill.kept").await?;
     match &to.with {
         Contents::Snapshot(snapshot) => {
             volumes.delete(own).await.map_err(text)?;
+            fail::point("refill.deleted").await?;
             volumes.snapshot(snapshot.as_str(), own, false).await.map_err(text)?;
         }
         Contents::Release(release) => {
@@ -143,8 +166,10 @@ async fn refill(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId, to: &Ref
         }
     }
     limit(fleet, id, workspace, None).await?;
+    fail::point("refill.filled").await?;
     let at = fleet.now();
-    fleet.services.store.refilled(id, to, at).await.map_err(text)
+    fleet.services.store.refilled(id, to, at).await.map_err(text)?;
+    fail::point("refill.recorded").await
 }
 
 async fn delete(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Result<(), String> {

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::admission::{Place, Turn};
 use super::effects::{self, Effect, Outcome};
 use super::{AskError, Fleet, Status};
+use crate::fail;
 
 mod asleep;
 
@@ -207,6 +208,7 @@ impl Worker {
             return Err(AskError::Busy);
         }
         self.fleet.services.store.set_desired(&self.id, desired, audit).await?;
+        fail::point("desire.recorded").await.ok();
         self.desired = desired;
         match (desired, &self.observed) {
             (Desired::Running, Observed::Paused { .. }) => self.thaw(),

@@ -9,6 +9,7 @@ use choir_store::{AuditEvent, Deployment, Snapshot, WorkspaceView};
 
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
+use crate::fail;
 use crate::random::draw;
 use crate::reconcile::Status;
 
@@ -60,6 +61,7 @@ impl App {
             .store
             .begin_snapshot(&id, &view.workspace.id, slot, deployment, audit)
             .await?;
+        fail::point("snapshot.begun").await.map_err(ApiError::internal)?;
         let volumes = &self.fleet.services.volumes;
         if let Err(error) = volumes.snapshot(snapshot.sandbox.as_str(), id.as_str(), true).await {
             self.remove_snapshot(&id).await;
@@ -70,6 +72,7 @@ impl App {
                 other => other.into(),
             });
         }
+        fail::point("snapshot.copied").await.map_err(ApiError::internal)?;
         Ok(self.store.snapshot_made(&id).await?)
     }
 
@@ -105,7 +108,9 @@ impl App {
     async fn remove_snapshot(&self, id: &SnapshotId) {
         let removed = async {
             let volumes = &self.fleet.services.volumes;
+            fail::point("prune.marked").await?;
             volumes.delete(id.as_str()).await.map_err(|e| e.to_string())?;
+            fail::point("prune.deleted").await?;
             self.store.forget_snapshot(id).await.map_err(|e| e.to_string())
         };
         if let Err(reason) = removed.await {

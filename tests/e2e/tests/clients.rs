@@ -112,7 +112,7 @@ async fn unmodified_clients_in_a_sandbox_use_secrets_that_they_never_hold() -> R
     ensure!(clean.contains("CLEAN") && !leaks(&instance), "it says otherwise");
     step("look for the secrets inside", nothing_inside(&client)).await?;
     // The controls: that looked, and left a leak behind; and a build that leaks takes the hypervisor's place.
-    instance.replace_hypervisor("leaky-choir-hypervisor")?;
+    instance.replace_hypervisor("faulty-choir-hypervisor")?;
     until("a call by the build that leaks", async || {
         let called = exec(&client, Slot::Dev, "curl -fsS https://api.acme.example/leaky").await;
         Ok(called

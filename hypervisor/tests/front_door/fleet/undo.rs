@@ -47,38 +47,17 @@ impl Box {
         self.volumes.write_home(sandbox.as_str(), text).unwrap();
     }
 
-    /// No volume is there that the database does not know, and none is missing, once what goes is gone.
-    async fn holds_what_the_database_says(&self) {
+    /// All invariants hold, once what goes is gone.
+    async fn fits_together(&self) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         loop {
-            let (there, known) = (self.there().await, self.known().await);
-            if there == known {
+            let findings = self.app.fsck().await.unwrap();
+            if findings.is_empty() {
                 return;
             }
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "{there:?} is there, not {known:?}"
-            );
+            assert!(tokio::time::Instant::now() < deadline, "{findings:#?}");
             tokio::task::yield_now().await;
         }
-    }
-
-    async fn there(&self) -> Vec<String> {
-        let mut there = self.volumes.list().await.unwrap();
-        there.retain(|id| !id.starts_with("r-"));
-        there
-    }
-
-    async fn known(&self) -> Vec<String> {
-        let store = &self.app.store;
-        let mut known = Vec::new();
-        for view in store.all_workspaces().await.unwrap() {
-            known.extend(Slot::ALL.map(|slot| view.slot(slot).id.to_string()));
-            let snapshots = store.snapshots(&view.workspace.id).await.unwrap();
-            known.extend(snapshots.into_iter().map(|s| s.id.to_string()));
-        }
-        known.sort();
-        known
     }
 }
 
@@ -115,7 +94,7 @@ async fn a_rollback_right_after_a_swap_brings_the_very_same_processes_back() {
     assert_eq!((sandbox(&after, Slot::Live), sandbox(&after, Slot::Dev)), (live, dev));
     assert_eq!(after["slots"]["live"]["generation"], before, "no new generation");
     assert_eq!(start.world.starts(), starts, "nothing was started");
-    start.holds_what_the_database_says().await;
+    start.fits_together().await;
 }
 
 #[tokio::test]
@@ -185,7 +164,7 @@ async fn once_the_displaced_sandbox_ran_again_a_rollback_starts_live_on_the_snap
         "new, and written since",
         "what the rollback replaced comes back"
     );
-    start.holds_what_the_database_says().await;
+    start.fits_together().await;
 }
 
 #[tokio::test]
@@ -291,7 +270,7 @@ async fn a_deploy_that_never_becomes_ready_is_taken_back_and_says_why() {
     let (root, home) = start.volumes.read(live.as_str()).unwrap();
     assert_eq!((root.as_str(), home.as_str()), (old.as_str().unwrap(), "good"));
     assert!(after["undo"].is_null(), "what came to nothing is not undone");
-    start.holds_what_the_database_says().await;
+    start.fits_together().await;
 }
 
 #[tokio::test]
@@ -333,7 +312,7 @@ async fn a_snapshot_that_was_asked_for_is_kept_until_it_is_deleted_and_can_be_re
     assert_eq!(start.home(live.as_str()), "changed", "a restore can be undone");
     ada.delete(&format!("{path}/{id}")).await.expect(StatusCode::NO_CONTENT);
     assert_eq!(ada.get(&format!("{path}/{id}")).await.status, StatusCode::NOT_FOUND);
-    start.holds_what_the_database_says().await;
+    start.fits_together().await;
 }
 
 #[tokio::test]
@@ -363,7 +342,7 @@ async fn a_disk_without_room_fails_a_swap_before_it_changes_anything() {
     assert!(ended["reason"].as_str().unwrap().contains("no snapshot of"), "{ended}");
     let after = shown(&mut ada).await;
     assert_eq!((sandbox(&after, Slot::Live), sandbox(&after, Slot::Dev)), (live, dev));
-    start.holds_what_the_database_says().await;
+    start.fits_together().await;
     succeeds(&mut ada, "swap", json!({})).await;
 }
 
@@ -379,7 +358,7 @@ async fn deleting_a_workspace_takes_its_snapshots_along() {
         assert!(tokio::time::Instant::now() < deadline, "it stays");
         tokio::task::yield_now().await;
     }
-    start.holds_what_the_database_says().await;
+    start.fits_together().await;
 }
 
 /// The same database and disk as after a crash that came once `refill` was committed, and as far as `done` goes.
@@ -455,7 +434,7 @@ async fn contents_that_a_crash_found_half_replaced_are_replaced_by_the_next_star
             "{far}"
         );
         assert_eq!(shown(&mut ada).await["slots"]["live"]["state"], "ready");
-        again.holds_what_the_database_says().await;
+        again.fits_together().await;
     }
 }
 
@@ -480,5 +459,49 @@ async fn a_snapshot_that_a_crash_cut_short_is_gone_after_the_next_start() {
     let again = start.restarted().await;
     ada.router = again.router.clone();
     assert!(snapshots(&mut ada, Slot::Live).await.is_empty());
-    again.holds_what_the_database_says().await;
+    again.fits_together().await;
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_found_and_what_belongs_to_nobody_is_removed_when_asked() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = used(&start, &mut ada).await;
+    succeeds(&mut ada, "swap", json!({})).await;
+    start.fits_together().await;
+    let listed = ada.get("/admin/fsck").await.expect(StatusCode::OK);
+    assert_eq!(listed["items"], json!([]));
+
+    start.volumes.snapshot(live.as_str(), "s-stray", false).await.unwrap();
+    let kept = snapshots(&mut ada, Slot::Live).await[0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    start.volumes.delete(&kept).await.unwrap();
+    let mut findings = start.app.fsck().await.unwrap();
+    let told: Vec<_> = findings.iter().map(|f| (f.invariant, f.what.clone())).collect();
+    assert_eq!(
+        told,
+        [
+            ("I2", "volume s-stray is in no row of the database".to_owned()),
+            ("I5", format!("volume {kept} is missing")),
+        ]
+    );
+    let services = &start.app.fleet.services;
+    choir_hypervisor::fsck::repair(&mut findings, &*services.runtime, &*services.volumes)
+        .await
+        .unwrap();
+    let left: Vec<_> = start
+        .app
+        .fsck()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|f| f.invariant)
+        .collect();
+    assert_eq!(
+        left,
+        ["I5"],
+        "what is lost cannot be brought back by removing something"
+    );
 }
