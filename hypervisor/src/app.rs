@@ -90,8 +90,8 @@ impl App {
             ports: settings.ports.clone().unwrap_or_default(),
             service_workers: settings.service_workers.unwrap_or(false),
             forward_authorization: settings.forward_authorization.unwrap_or(false),
-            live: Target::new(live),
-            dev: Target::new(dev),
+            live: Target::new(live, self.starts_within(view, Slot::Live).await),
+            dev: Target::new(dev, self.starts_within(view, Slot::Dev).await),
         };
         self.table
             .publish(workspace.user_name.clone(), workspace.name.clone(), entry);
@@ -102,6 +102,12 @@ impl App {
     pub async fn app_port(&self, view: &WorkspaceView, slot: Slot) -> u16 {
         let release = self.releases.config(&view.slot(slot).release).await.unwrap_or_default();
         launch::app_port(view, &release)
+    }
+
+    /// How long what the slot's release starts may take to listen.
+    async fn starts_within(&self, view: &WorkspaceView, slot: Slot) -> Duration {
+        let release = self.releases.config(&view.slot(slot).release).await.unwrap_or_default();
+        launch::starts_within(&release)
     }
 
     /// Where a slot's app is served.

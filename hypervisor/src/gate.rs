@@ -108,7 +108,7 @@ impl Gatekeeper {
     }
 
     async fn wake(&self, handle: &Handle, head: &Parts, signed_in: bool) -> Result<Generation, Response> {
-        if !signed_in && !self.may_wake_anonymously(handle) {
+        if !signed_in && handle.sleeps() && !self.may_wake_anonymously(handle) {
             return Err(ApiError::too_many(60).into_response());
         }
         let page = wants_page(&head.headers) && head.method == http::Method::GET;

@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use choir_core::sandbox::Observed;
 use choir_core::settings::{Access, PerSlot};
 use choir_core::{Generation, Name, SandboxHost, Slot, UserId, WorkspaceId};
 use choir_proxy::Route;
@@ -29,15 +31,31 @@ pub struct Entry {
 /// What a slot points at.
 pub struct Target {
     pub handle: Handle,
+    /// How long the programs that a new generation starts may take to listen; zero where it starts none.
+    starts_within: Duration,
     /// Routes into the present generation by port, made at first use.
     routes: ArcSwap<HashMap<(u64, u16), Arc<Route>>>,
 }
 
 impl Target {
-    pub fn new(handle: Handle) -> Self {
+    pub fn new(handle: Handle, starts_within: Duration) -> Self {
         Self {
             handle,
+            starts_within,
             routes: ArcSwap::default(),
+        }
+    }
+
+    /// Until when the programs of a generation that was just started may take to listen.
+    fn listens_by(&self, generation: &Generation) -> Option<Instant> {
+        match self.handle.status.borrow().observed {
+            // Not after a thaw, which is no start.
+            Observed::Ready {
+                generation: number,
+                attempt: 1..,
+                ..
+            } if number == generation.number => Some(Instant::now() + self.starts_within),
+            _ => None,
         }
     }
 
@@ -52,6 +70,7 @@ impl Target {
             door: choir_core::Door::Port(port),
             service_workers: entry.service_workers,
             forward_authorization: entry.forward_authorization,
+            listens_by: self.listens_by(generation),
             activity: self.handle.activity.clone(),
         });
         self.routes.rcu(|routes| {

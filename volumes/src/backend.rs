@@ -1,10 +1,13 @@
 //! How trees are made, copied, deleted and counted: btrfs subvolumes, or plain directories for
 //! development. Knows directories and names of trees in them, not volumes.
 //!
-//! On btrfs each tree is a subvolume counted by its own quota group 0/id. There are no groups of a
-//! higher level: in a full-quota file system a snapshot into another such group makes the kernel
-//! stop all counting, and with it every limit, until a rescan. Simple quotas (Linux 6.7) work, too;
-//! with them a tree is charged for what was written into it, for as long as anything refers to it.
+//! On btrfs each tree is a subvolume counted by its own quota group 0/id. With simple quotas (Linux
+//! 6.7) a tree is charged for what was written into it, for as long as anything refers to it; what
+//! it was copied from is counted by `volumes.rs`. Older kernels have full quotas only: a tree is
+//! charged for all it refers to, and each deletion of a snapshot holds up every write for as long
+//! as the kernel counts again. There are no groups of a higher level: with full quotas a snapshot
+//! into another such group makes the kernel stop all counting, and with it every limit, until a
+//! rescan.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -16,7 +19,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::{FileType, Mode, openat};
 use rustix::io::Errno;
 
-use crate::kernel::{self, Counted};
+use crate::kernel::{self, Counted, Quota};
 use crate::walk::{DIRECTORY, walk};
 
 const BTRFS_MAGIC: i64 = 0x9123_683e;
@@ -25,12 +28,12 @@ const MAX_NESTING: u32 = 64;
 
 /// Where trees live.
 pub enum Backend {
-    Btrfs,
-    /// Copies by `cp` (reflinks where the file system has them), deletes by `rm`.
-    Plain {
-        cp: PathBuf,
-        rm: PathBuf,
+    Btrfs {
+        /// Whether a tree is charged for what it wrote only.
+        simple: bool,
     },
+    /// Copies by `cp` (reflinks where the file system has them), deletes by `rm`.
+    Plain { cp: PathBuf, rm: PathBuf },
 }
 
 impl Backend {
@@ -49,19 +52,24 @@ impl Backend {
                 "{at} is not on btrfs; mount a btrfs there, or add --plain for development without snapshots and limits"
             ));
         }
-        match kernel::quota_consistent(handle.as_fd()) {
-            Ok(Some(_)) => Ok(Self::Btrfs),
-            Ok(None) => Err(format!(
-                "quotas are off on {at}; run `btrfs quota enable {at}` and start again"
-            )),
-            Err(error) => Err(format!("cannot read the quotas of {at}: {error}; run as root")),
+        match counting(handle.as_fd()) {
+            Ok(quota) => {
+                if !quota.simple {
+                    eprintln!(
+                        "choir-volumes: full quotas on {at}: while a deleted snapshot is counted away, writes wait; on \
+                         Linux 6.7 or later run `btrfs quota disable {at}` and start again for simple ones"
+                    );
+                }
+                Ok(Self::Btrfs { simple: quota.simple })
+            }
+            Err(error) => Err(format!("cannot count what is on {at}: {error}; run as root")),
         }
     }
 
     /// The name clients see.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Btrfs => "btrfs",
+            Self::Btrfs { .. } => "btrfs",
             Self::Plain { .. } => "plain",
         }
     }
@@ -69,7 +77,7 @@ impl Backend {
     /// Makes the empty tree `name` in `parent`.
     pub fn make(&self, parent: &Path, name: &str) -> io::Result<()> {
         match self {
-            Self::Btrfs => {
+            Self::Btrfs { .. } => {
                 kernel::create_subvolume(File::open(parent)?.as_fd(), name)?;
                 rustix::fs::chmod(parent.join(name), Mode::from_raw_mode(0o755))?;
                 Ok(())
@@ -81,7 +89,7 @@ impl Backend {
     /// Copies the tree `source` to `name` in `parent`, without a limit.
     pub fn copy(&self, source: &Path, parent: &Path, name: &str, readonly: bool) -> io::Result<()> {
         match self {
-            Self::Btrfs => {
+            Self::Btrfs { .. } => {
                 let into = File::open(parent)?;
                 kernel::snapshot(File::open(source)?.as_fd(), into.as_fd(), name, readonly)?;
                 // The kernel copies the source's limit, too.
@@ -97,7 +105,7 @@ impl Backend {
     /// Deletes the tree `name` in `parent`, if it is there.
     pub fn remove(&self, parent: &Path, name: &str) -> io::Result<()> {
         match self {
-            Self::Btrfs => match File::open(parent) {
+            Self::Btrfs { .. } => match File::open(parent) {
                 Ok(parent) => destroy(parent.as_fd(), name.as_bytes(), MAX_NESTING),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(error) => Err(error),
@@ -111,7 +119,7 @@ impl Backend {
     /// Bytes of a tree: as of the last commit on btrfs, by a walk otherwise.
     pub fn count(&self, tree: &Path) -> io::Result<Counted> {
         let top = File::open(tree)?;
-        if let Self::Btrfs = self {
+        if let Self::Btrfs { .. } = self {
             let id = kernel::subvolume_id(top.as_fd())?;
             return Ok(kernel::counted(top.as_fd(), id)?);
         }
@@ -128,6 +136,19 @@ impl Backend {
             limit: None,
         })
     }
+}
+
+/// How the file system counts; it is made to, if it does not.
+fn counting(pool: BorrowedFd<'_>) -> io::Result<Quota> {
+    if let Some(quota) = kernel::quota(pool)? {
+        return Ok(quota);
+    }
+    match kernel::enable_quota(pool, true) {
+        // Linux before 6.7.
+        Err(Errno::INVAL) => kernel::enable_quota(pool, false)?,
+        other => other?,
+    }
+    kernel::quota(pool)?.ok_or_else(|| io::Error::other("quotas stay off"))
 }
 
 /// Deletes a subvolume, those nested in it, and their quota groups.

@@ -18,6 +18,9 @@ const FIRST_FREE_OBJECT: u64 = 256;
 const MAX_REFERENCED: u64 = 1;
 const STATUS_ON: u64 = 1;
 const STATUS_INCONSISTENT: u64 = 1 << 2;
+const STATUS_SIMPLE: u64 = 1 << 3;
+const ENABLE: u64 = 1;
+const ENABLE_SIMPLE: u64 = 4;
 
 const SUBVOL_CREATE: Opcode = opcode::write::<VolArgs>(BTRFS, 14);
 const SNAP_DESTROY: Opcode = opcode::write::<VolArgs>(BTRFS, 15);
@@ -25,6 +28,7 @@ const TREE_SEARCH: Opcode = opcode::read_write::<Search>(BTRFS, 17);
 const INO_LOOKUP: Opcode = opcode::read_write::<InoLookup>(BTRFS, 18);
 const SNAP_CREATE_V2: Opcode = opcode::write::<VolArgsV2>(BTRFS, 23);
 const SUBVOL_GETFLAGS: Opcode = opcode::read::<u64>(BTRFS, 25);
+const QUOTA_CTL: Opcode = opcode::read_write::<[u64; 2]>(BTRFS, 40);
 const QGROUP_CREATE: Opcode = opcode::write::<[u64; 2]>(BTRFS, 42);
 const QGROUP_LIMIT: Opcode = opcode::read::<[u64; 6]>(BTRFS, 43);
 const QUOTA_RESCAN: Opcode = opcode::write::<[u64; 8]>(BTRFS, 44);
@@ -160,15 +164,32 @@ fn quota_item(pool: BorrowedFd<'_>, kind: u32, offset: u64) -> Result<Option<[u6
     Ok(Some(numbers))
 }
 
-/// `None` when quotas are off, else whether the counts are to be trusted.
-pub fn quota_consistent(pool: BorrowedFd<'_>) -> Result<Option<bool>, Errno> {
+/// How a file system counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Quota {
+    /// By who wrote it, not by who refers to it.
+    pub simple: bool,
+    /// Whether the counts are to be trusted.
+    pub consistent: bool,
+}
+
+/// `None` when quotas are off.
+pub fn quota(pool: BorrowedFd<'_>) -> Result<Option<Quota>, Errno> {
     let status = match quota_item(pool, 240, 0) {
         Err(Errno::NOENT) => None,
         other => other?,
     };
-    Ok(status
-        .filter(|s| s[2] & STATUS_ON != 0)
-        .map(|s| s[2] & STATUS_INCONSISTENT == 0))
+    Ok(status.filter(|s| s[2] & STATUS_ON != 0).map(|s| Quota {
+        simple: s[2] & STATUS_SIMPLE != 0,
+        consistent: s[2] & STATUS_INCONSISTENT == 0,
+    }))
+}
+
+/// Begins to count, simply or fully.
+pub fn enable_quota(pool: BorrowedFd<'_>, simple: bool) -> Result<(), Errno> {
+    let mut args = [if simple { ENABLE_SIMPLE } else { ENABLE }, 0];
+    // SAFETY: BTRFS_IOC_QUOTA_CTL reads and writes one btrfs_ioctl_quota_ctl_args {cmd, status}.
+    unsafe { ioctl(pool, Updater::<QUOTA_CTL, _>::new(&mut args)) }
 }
 
 /// Starts to count anew in the background.

@@ -4,6 +4,11 @@
 //! The size limit of a volume is kept as `trusted.choir.limit` of `DIR/ID`. It is enforced on each
 //! tree by the kernel: whenever counts change, each may hold what it has plus what the volume has
 //! left. Both growing at once can overshoot by what is written between two commits.
+//!
+//! Where the kernel charges a tree only for what it wrote, a copy begins at nothing. So that a limit
+//! is not evaded by copying, what its source was charged for is kept as `trusted.choir.inherited`
+//! of the copy, for root and home, and counts, too. It is an upper bound: what the copy deletes of
+//! it still counts.
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -27,6 +32,7 @@ use crate::walk::DIRECTORY;
 use crate::wire::{Code, Failure, Request, Response, VolumeId};
 
 const LIMIT: &str = "trusted.choir.limit";
+const INHERITED: &str = "trusted.choir.inherited";
 const ROOT: &str = "root";
 const HOME: &str = "home";
 /// The incoming root of a replacement, and right after the exchange the outgoing one.
@@ -127,7 +133,7 @@ impl Volumes {
             return Ok(());
         }
         let pool = self.handle.as_fd();
-        if kernel::quota_consistent(pool)? == Some(false) {
+        if kernel::quota(pool)?.is_some_and(|quota| !quota.consistent) {
             kernel::rescan_quota(pool)?;
         }
         for id in self.ids()? {
@@ -173,6 +179,7 @@ impl Volumes {
                     .copy(&source.join(tree), draft, tree, readonly)
                     .map_err(|e| Failure::io("copy the volume", e))?;
             }
+            self.inherit(&source, draft, [true, true])?;
             if readonly && matches!(self.backend, Backend::Plain { .. }) {
                 File::create(draft.join(READONLY)).map_err(|e| Failure::io("mark the copy", e))?;
             }
@@ -182,10 +189,12 @@ impl Volumes {
 
     fn snapshot_root(&self, from: &VolumeId, id: &VolumeId) -> Result<Response, Failure> {
         let (_read, _write) = (self.read(from)?, self.change(id)?);
-        let source = self.existing(from)?.join(ROOT);
+        let volume = self.existing(from)?;
+        let source = volume.join(ROOT);
         self.assemble(id, |draft| {
             let copied = self.backend.copy(&source, draft, ROOT, false);
             copied.map_err(|e| Failure::io("copy the root", e))?;
+            self.inherit(&volume, draft, [true, false])?;
             let base = base_of(&draft.join(ROOT)).map_err(|e| Failure::io("read the base", e))?;
             self.make_home(draft, base.to)?;
             Ok(Response::Done {})
@@ -194,7 +203,8 @@ impl Volumes {
 
     fn replace_root(&self, from: &VolumeId, id: &VolumeId) -> Result<Response, Failure> {
         let (_read, _write) = (self.read(from)?, self.change(id)?);
-        let source = self.existing(from)?.join(ROOT);
+        let from = self.existing(from)?;
+        let source = from.join(ROOT);
         let volume = self.writable(id)?;
         let work = || -> io::Result<()> {
             self.backend.remove(&volume, SPARE)?;
@@ -202,6 +212,8 @@ impl Volumes {
                 chmod(&volume, Mode::from_raw_mode(0o700))?;
             }
             self.backend.copy(&source, &volume, SPARE, false)?;
+            let home = inherited(&volume)?[1];
+            self.set_inherited(&volume, [self.charged(&from)?[0], home])?;
             if matches!(self.backend, Backend::Plain { .. }) {
                 syncfs(&self.handle)?;
             }
@@ -251,7 +263,7 @@ impl Volumes {
             self.balance(&volume)?;
             Ok(())
         };
-        let enforced = matches!(self.backend, Backend::Btrfs);
+        let enforced = matches!(self.backend, Backend::Btrfs { .. });
         if enforced {
             work().map_err(|e| Failure::io("set the limit", e))?;
         }
@@ -264,8 +276,9 @@ impl Volumes {
             io::ErrorKind::NotFound => absent(id),
             _ => Failure::io("count the volume", error),
         })?;
+        let before = inherited(&volume).map_err(|e| Failure::io("count the volume", e))?;
         Ok(Response::Usage {
-            bytes: root.referenced + home.referenced,
+            bytes: root.referenced + home.referenced + before[0] + before[1],
             exclusive: root.exclusive + home.exclusive,
             limit,
             enforced: limit.is_some(),
@@ -413,7 +426,8 @@ impl Volumes {
             return Ok((root, home, None));
         }
         let limit = read_limit(volume)?;
-        let used = root.referenced + home.referenced;
+        let before = inherited(volume)?;
+        let used = root.referenced + home.referenced + before[0] + before[1];
         for (path, counted) in trees.iter().zip([root, home]) {
             let wanted = limit.map(|l| counted.referenced + l.saturating_sub(used));
             if counted.limit != wanted {
@@ -422,6 +436,34 @@ impl Volumes {
             }
         }
         Ok((root, home, limit))
+    }
+
+    /// Has these trees of a copy, root and home, begin with what their source is charged for.
+    fn inherit(&self, source: &Path, draft: &Path, trees: [bool; 2]) -> Result<(), Failure> {
+        let work = || {
+            let charged = self.charged(source)?;
+            let of = |nth: usize| if trees[nth] { charged[nth] } else { 0 };
+            self.set_inherited(draft, [of(0), of(1)])
+        };
+        work().map_err(|e| Failure::io("count the source", e))
+    }
+
+    /// What root and home of a volume are charged for, what they began with included.
+    fn charged(&self, volume: &Path) -> io::Result<[u64; 2]> {
+        let before = inherited(volume)?;
+        let own = |tree: &str| Ok::<_, io::Error>(self.backend.count(&volume.join(tree))?.referenced);
+        match self.backend {
+            Backend::Btrfs { simple: true } => Ok([before[0] + own(ROOT)?, before[1] + own(HOME)?]),
+            _ => Ok([0, 0]),
+        }
+    }
+
+    fn set_inherited(&self, volume: &Path, [root, home]: [u64; 2]) -> io::Result<()> {
+        if let Backend::Btrfs { simple: true } = self.backend {
+            let text = format!("{root} {home}");
+            fsetxattr(File::open(volume)?, INHERITED, text.as_bytes(), XattrFlags::empty())?;
+        }
+        Ok(())
     }
 
     fn existing(&self, id: &VolumeId) -> Result<PathBuf, Failure> {
@@ -436,7 +478,9 @@ impl Volumes {
         let path = self.existing(id)?;
         let readonly = match &self.backend {
             Backend::Plain { .. } => Ok(path.join(READONLY).exists()),
-            Backend::Btrfs => File::open(path.join(ROOT)).and_then(|root| Ok(kernel::is_readonly(root.as_fd())?)),
+            Backend::Btrfs { .. } => {
+                File::open(path.join(ROOT)).and_then(|root| Ok(kernel::is_readonly(root.as_fd())?))
+            }
         };
         if readonly.map_err(|e| Failure::io("examine the volume", e))? {
             let message = format!("Volume {} is a read-only snapshot.", id.as_str());
@@ -502,15 +546,25 @@ fn open_to_owner(volume: &Path) -> io::Result<()> {
 }
 
 fn read_limit(volume: &Path) -> io::Result<Option<u64>> {
+    Ok(numbers(volume, LIMIT)?.first().copied())
+}
+
+/// What root and home of a volume began with.
+fn inherited(volume: &Path) -> io::Result<[u64; 2]> {
+    Ok(<[u64; 2]>::try_from(numbers(volume, INHERITED)?).unwrap_or_default())
+}
+
+/// The numbers in an attribute of a volume; none where it has none.
+fn numbers(volume: &Path, attribute: &str) -> io::Result<Vec<u64>> {
     let directory = open(volume, DIRECTORY, Mode::empty())?;
-    let mut text = [0; 32];
-    match fgetxattr(&directory, LIMIT, &mut text) {
-        Err(Errno::NODATA) => Ok(None),
+    let mut text = [0; 64];
+    match fgetxattr(&directory, attribute, &mut text) {
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(Vec::new()),
         Err(error) => Err(error.into()),
         Ok(length) => std::str::from_utf8(&text[..length])
             .map_err(io::Error::other)?
-            .parse()
-            .map(Some)
-            .map_err(io::Error::other),
+            .split(' ')
+            .map(|number| number.parse().map_err(io::Error::other))
+            .collect(),
     }
 }

@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use choir_core::{Door, Generation};
@@ -50,6 +52,9 @@ pub struct Forwarder {
     lanes: RwLock<HashMap<Generation, Arc<Lane>>>,
     tunnels: TaskTracker,
 }
+
+/// Between two looks whether a program that starts listens by now.
+const LISTENS_AGAIN: Duration = Duration::from_millis(25);
 
 const NO_APP: Refusal = Refusal::new(
     StatusCode::BAD_GATEWAY,
@@ -228,10 +233,18 @@ impl Forwarder {
             Door::Agent => &NO_AGENT,
             Door::Port(_) => &NO_APP,
         };
-        let io = self.dial.open(&route.generation, route.door).await.map_err(|error| {
-            tracing::debug!(generation = %route.generation, door = ?route.door, %error, "cannot connect");
-            unreachable
-        })?;
+        let io = loop {
+            match self.dial.open(&route.generation, route.door).await {
+                Ok(io) => break io,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && route.is_starting() => {
+                    tokio::time::sleep(LISTENS_AGAIN).await;
+                }
+                Err(error) => {
+                    tracing::debug!(generation = %route.generation, door = ?route.door, %error, "cannot connect");
+                    return Err(unreachable);
+                }
+            }
+        };
         Upstream::new(io).await.map_err(|_| unreachable)
     }
 

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use choir_core::{Door, Generation, SandboxHost};
 use http::request::Parts;
@@ -79,7 +80,16 @@ pub struct Route {
     pub service_workers: bool,
     /// Whether the app may see `Authorization`; a `choir_` token never passes.
     pub forward_authorization: bool,
+    /// Until then a program may still be starting that will listen there: a request waits for it.
+    pub listens_by: Option<Instant>,
     pub activity: Arc<Activity>,
+}
+
+impl Route {
+    /// Whether what is to listen there may still be starting.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.listens_by.is_some_and(|by| Instant::now() < by)
+    }
 }
 
 /// A person (or nobody, on a public host) with a session. Make one per session, and share it.

@@ -34,11 +34,14 @@ impl App {
             action: "workspace.switch",
             ..asked.clone()
         };
+        let begun = std::time::Instant::now();
         // Routes are published with the commit, under the table's lock, so that they are never older than it.
         let after = self.store.switch(&deployment.id, times, audit).await.map_err(text)?;
         // Nothing may fail from here on.
         fail::point("exchange.switched").await.ok();
         self.publish(&after).await;
+        let took_us = begun.elapsed().as_micros();
+        tracing::info!(deployment = %deployment.id, took_us, "switched");
         fail::point("exchange.published").await.ok();
         let displaced = match self.fleet.handle(&after.dev.id) {
             Some(handle) => self.freeze(&handle).await,

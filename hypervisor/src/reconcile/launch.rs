@@ -1,6 +1,7 @@
 //! From settings to a spec: which limits, which environment, which commands. Pure but for reading the database.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use choir_core::settings::{DEFAULT_APP_PORT, ProviderMode, ReleaseConfig};
 use choir_core::{Generation, Limits, Slot, WorkspaceId};
@@ -9,6 +10,9 @@ use choir_store::WorkspaceView;
 
 use super::Services;
 use crate::config::Config;
+
+/// How long a program may take from its start until it listens, where nothing else is said.
+const STARTS_WITHIN: Duration = Duration::from_secs(10);
 
 /// What SDKs want to see before they send anything; the gateway takes it out. Some look at how a key begins.
 const PLACEHOLDERS: [(&str, &str); 2] = [
@@ -69,6 +73,15 @@ pub fn app_port(view: &WorkspaceView, release: &ReleaseConfig) -> u16 {
         .app_port
         .or(release.app_port)
         .unwrap_or(DEFAULT_APP_PORT)
+}
+
+/// How long the programs that a release starts may take to listen: what its health check gives them.
+pub fn starts_within(release: &ReleaseConfig) -> Duration {
+    match &release.health {
+        _ if commands(release).is_empty() => Duration::ZERO,
+        Some(check) => Duration::from_secs(check.timeout_s),
+        None => STARTS_WITHIN,
+    }
 }
 
 fn commands(release: &ReleaseConfig) -> BTreeMap<String, String> {

@@ -179,6 +179,12 @@ impl Handle {
         })
     }
 
+    /// Whether somebody must ask for it before it is ready. What is on its way is not woken by a request, it is waited for.
+    pub fn sleeps(&self) -> bool {
+        let status = self.status.borrow();
+        status.desired != Desired::Running || matches!(status.observed, Observed::Paused { .. })
+    }
+
     /// The generation that is ready now, without waiting.
     pub fn ready(&self) -> Option<Generation> {
         match self.status.borrow().observed {

@@ -253,6 +253,7 @@ async fn sandbox(
         door: Door::Agent,
         service_workers: false,
         forward_authorization: false,
+        listens_by: None,
         activity: handle.activity.clone(),
     });
     let visitor = Arc::new(Visitor {

@@ -1,4 +1,5 @@
-"""The app that runs inside a sandbox: a page that shows its mark and talks over a websocket, and counts its requests."""
+"""The app that runs inside a sandbox: a page that shows its mark and talks over a websocket, counts its requests, and
+writes down those that are numbered."""
 
 import base64
 import hashlib
@@ -17,6 +18,8 @@ socket.onopen = () => socket.send('ping');
 socket.onmessage = (event) => {{ document.querySelector('p').textContent = event.data; }};
 </script>"""
 seen = []
+# Each number that was asked for, in the order asked: what is there twice was delivered twice.
+numbers = os.open(os.path.expanduser("~/numbers"), os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
 
 
 class App(socketserver.StreamRequestHandler):
@@ -31,6 +34,8 @@ class App(socketserver.StreamRequestHandler):
             seen.append({"method": method, "path": path, "cookie": headers.get("cookie", "")})
             if headers.get("upgrade", "").lower() == "websocket":
                 return self.websocket(headers["sec-websocket-key"])
+            if path.startswith("/n/"):
+                os.write(numbers, (path[3:] + "\n").encode())
             kind, body = "application/json", {"mark": MARK, "run": RUN, "requests": len(seen)}
             if path == "/":
                 kind, body = "text/html", PAGE

@@ -9,6 +9,7 @@ pub mod http;
 pub mod instance;
 pub mod load;
 pub mod neighbour;
+pub mod numbered;
 pub mod page;
 pub mod person;
 pub mod recorder;

@@ -5,7 +5,8 @@ use anyhow::{Context as _, Result};
 use choir_api::client::{Client, Credential, SlotVerb};
 use choir_api::sandbox::{Command, CreateTask, ExecRequest, ExecResult};
 use choir_api::workspaces::SlotView;
-use choir_core::{Name, Slot};
+use choir_core::settings::HealthCheck;
+use choir_core::{Name, ReleaseConfig, Slot};
 use serde_json::json;
 
 use crate::browser::Browser;
@@ -189,6 +190,23 @@ pub async fn run(client: &Client, slot: Slot, line: &str) -> Result<String> {
         done.stderr
     );
     Ok(done.stdout)
+}
+
+/// What a release starts so that the app runs in every generation, under the mark that `~/mark` holds.
+pub fn app_config() -> ReleaseConfig {
+    let app = APP.replace('\'', r"'\''");
+    ReleaseConfig {
+        start: Some(format!(
+            "exec python3 -c '{app}' \"$(cat ~/mark 2>/dev/null || echo new)\""
+        )),
+        health: Some(HealthCheck {
+            path: "/".to_owned(),
+            port: None,
+            expect: 200,
+            timeout_s: 20,
+        }),
+        ..ReleaseConfig::default()
+    }
 }
 
 /// Starts the app in a slot under this mark, and waits until it answers inside.

@@ -127,8 +127,6 @@ fn mount(image: &Path, directory: &Path) -> Result<()> {
             .arg(image)
             .arg(directory),
     )?;
-    // Limits are counted by quota groups; saying so twice does no harm.
-    command::capture(Command::new("btrfs").args(["quota", "enable"]).arg(directory))?;
     Ok(())
 }
 

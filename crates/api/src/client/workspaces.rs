@@ -8,8 +8,8 @@ use reqwest::header::ACCEPT;
 
 use super::{Client, ClientError, Events, Request, Sandbox, read, segment};
 use crate::workspaces::{
-    CreateWorkspace, Deploy, Deployment, EffectiveConfig, Fork, LogLine, Page, Release, Rollback, SlotStats, SlotView,
-    Snapshot, Workspace,
+    CreateRelease, CreateWorkspace, Deploy, Deployment, EffectiveConfig, Fork, LogLine, Page, Release, Rollback,
+    SlotStats, SlotView, Snapshot, Workspace,
 };
 
 /// What can be asked of a slot.
@@ -71,7 +71,13 @@ impl Client {
             name: name.clone(),
             release: None,
         };
-        self.post("/api/workspaces", &body).await
+        self.create_workspace_from(&body).await
+    }
+
+    /// # Errors
+    /// Any; 409 where the name is taken.
+    pub async fn create_workspace_from(&self, asked: &CreateWorkspace) -> Result<Workspace, ClientError> {
+        self.post("/api/workspaces", asked).await
     }
 
     /// Deletes both sandboxes with everything in them. `patience`: how long the server may take.
@@ -262,6 +268,14 @@ impl Client {
     /// Any.
     pub async fn releases(&self) -> Result<Page<Release>, ClientError> {
         self.get("/api/releases").await
+    }
+
+    /// An image that is here, with a config of one's own.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn create_release(&self, asked: &CreateRelease) -> Result<Release, ClientError> {
+        self.post("/api/releases", asked).await
     }
 
     /// The API of the sandbox a slot points at. The first call wakes it.

@@ -223,6 +223,7 @@ pub async fn world_with(sandbox: Arc<Recorder>, bounds: Bounds, trusted: &[&str]
             door: Door::Port(3000),
             service_workers: opted,
             forward_authorization: opted,
+            listens_by: None,
             activity: activity.clone(),
         })
     };

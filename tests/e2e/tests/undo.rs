@@ -1,0 +1,292 @@
+//! Swap and rollback under load, with real containers and a real disk: nothing is lost and nothing comes twice, and what
+//! was live comes back.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use choir_api::client::Client;
+use choir_api::workspaces::{CreateRelease, CreateWorkspace, Deploy, Deployment, Fork, Rollback};
+use choir_core::deployment::{Kind, Step};
+use choir_core::settings::{Access, PerSlot};
+use choir_core::{Slot, WorkspaceSettings};
+use choir_e2e::instance::Instance;
+use choir_e2e::numbered::{Report, Visitors};
+use choir_e2e::person::{self, USER, WORKSPACE, app_config, run, workspace};
+use choir_e2e::skip;
+use choir_e2e::waiting::{PATIENCE, step, until};
+use url::Url;
+
+/// With `--slow` as many as the figures ask for.
+fn rounds(quick: usize, slow: usize) -> usize {
+    let is_slow = std::env::var_os("CHOIR_SLOW").is_some_and(|v| v == "1");
+    if is_slow { slow } else { quick }
+}
+
+/// A workspace whose live serves the app under the mark `good`, and dev under `new`, both to everybody.
+struct Scene {
+    instance: Instance,
+    client: Client,
+    live: Url,
+}
+
+impl Scene {
+    async fn new() -> Result<Self> {
+        let instance = Instance::up(&[])?;
+        let client = person::sign_in(&instance).await?;
+        let image = client.releases().await?.items.remove(0).image_digest;
+        let config = app_config();
+        let release = client.create_release(&CreateRelease { image, config }).await?.id;
+        let made = CreateWorkspace {
+            name: workspace(),
+            release: Some(release),
+        };
+        client.create_workspace_from(&made).await?;
+        let everybody = WorkspaceSettings {
+            access: Some(PerSlot {
+                live: Access::Public,
+                dev: Access::Public,
+            }),
+            ..WorkspaceSettings::default()
+        };
+        client.patch_workspace(&workspace(), &everybody).await?;
+        for (slot, mark) in [(Slot::Live, "good"), (Slot::Dev, "new")] {
+            person::start(&client, slot).await?;
+            run(&client, slot, &format!("echo {mark} > ~/mark")).await?;
+            let restart = choir_api::client::SlotVerb::Restart;
+            client.ask_slot(&workspace(), slot, restart, PATIENCE).await?;
+        }
+        let live = instance.app("live", WORKSPACE, USER);
+        let scene = Self { instance, client, live };
+        scene.serves("good").await?;
+        Ok(scene)
+    }
+
+    /// Live answers under this mark.
+    async fn serves(&self, mark: &str) -> Result<()> {
+        until(&format!("live to serve {mark}"), async || {
+            let answer = choir_e2e::http::send("GET", &self.live.join("count")?, &[], "").await?;
+            Ok(answer.body.contains(&format!("\"mark\": \"{mark}\"")).then_some(()))
+        })
+        .await
+    }
+
+    async fn swap(&self, key: &str) -> Result<Deployment> {
+        well(self.client.swap(&workspace(), key, PATIENCE).await?)
+    }
+
+    async fn rollback(&self, key: &str) -> Result<Deployment> {
+        let asked = Rollback { to: None };
+        well(self.client.rollback(&workspace(), &asked, key, PATIENCE).await?)
+    }
+
+    /// What the app wrote down, in both sandboxes.
+    async fn numbers(&self) -> Result<String> {
+        let mut all = String::new();
+        for slot in Slot::ALL {
+            all += &run(&self.client, slot, "cat ~/numbers").await?;
+        }
+        Ok(all)
+    }
+
+    /// How long each switch took, from before its commit until the routes are others, as the log says.
+    fn switches(&self) -> Result<Vec<Duration>> {
+        let log = std::fs::read_to_string(self.instance.path("up.log"))?;
+        let times = log.lines().filter(|line| line.contains("switched"));
+        let times = times.filter_map(|line| line.split("took_us=").nth(1)?.split(' ').next()?.parse().ok());
+        Ok(times.map(Duration::from_micros).collect())
+    }
+
+    async fn fits_together(&self) -> Result<()> {
+        until("the invariants to hold", async || {
+            Ok(self.instance.operate(&["fsck"])?.starts_with("clean").then_some(()))
+        })
+        .await
+    }
+}
+
+fn well(deployment: Deployment) -> Result<Deployment> {
+    let step = deployment.step;
+    ensure!(step == Step::Succeeded, "{}: {:?}", step.as_str(), deployment.reason);
+    Ok(deployment)
+}
+
+/// From the first step to that in which traffic goes elsewhere, and to the end.
+fn took(deployment: &Deployment, until: Step) -> Duration {
+    let passed = deployment.steps.iter().find(|s| s.step == until);
+    let from = deployment.created_at;
+    passed.map_or(Duration::MAX, |s| s.at.duration_since(from).unsigned_abs())
+}
+
+fn worst(mut times: Vec<Duration>, percent: usize) -> Duration {
+    times.sort();
+    let index = (times.len() * percent).div_ceil(100).saturating_sub(1);
+    times.get(index).copied().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_live_comes_back_and_no_request_is_lost_or_comes_twice() -> Result<()> {
+    if skip::cannot_run("undo") {
+        return Ok(());
+    }
+    let scene = step("set up", Scene::new()).await?;
+    step("swaps under load", swaps_under_load(&scene)).await?;
+    step("warm rollbacks under load", warm_rollbacks(&scene)).await?;
+    step("cold rollbacks under load", cold_rollbacks(&scene)).await?;
+    step("a deploy that is not well", a_deploy_that_is_not_well(&scene)).await?;
+    step("fork and restore", fork_and_restore(&scene)).await?;
+    step("everything fits together", scene.fits_together()).await
+}
+
+async fn swaps_under_load(scene: &Scene) -> Result<()> {
+    let mut visitors = Visitors::come(&scene.live, "quiet", 4, 50);
+    visitors.answers(400).await?;
+    let quiet = visitors.leave().await?;
+    let mut visitors = Visitors::come(&scene.live, "swap", 4, 50);
+    for nth in 0..rounds(20, 100) {
+        visitors.answers(50).await?;
+        scene.swap(&format!("swap {nth}")).await?;
+    }
+    visitors.answers(50).await?;
+    let busy = visitors.leave().await?;
+    let switches = scene.switches()?;
+    eprintln!(
+        "quiet: {quiet}\nswaps: {busy}; {} switches, p50 {:?}, p99 {:?}",
+        switches.len(),
+        worst(switches.clone(), 50),
+        worst(switches, 99)
+    );
+    let numbers = scene.numbers().await?;
+    quiet.reconcile(&numbers)?;
+    busy.reconcile(&numbers)?;
+    ensure!(busy.told > 0, "no websocket was told to come again");
+    controls(scene, &busy).await
+}
+
+/// What must be noticed is.
+async fn controls(scene: &Scene, report: &Report) -> Result<()> {
+    let number = report.answered.first().context("nothing was answered")?;
+    let line = format!("curl -fsS http://127.0.0.1:3000/n/{number} && cat ~/numbers");
+    run(&scene.client, Slot::Live, &line).await?;
+    let twice = scene.numbers().await?;
+    ensure!(
+        report.reconcile(&twice).is_err(),
+        "a request that came twice was not noticed"
+    );
+    let lost: String = twice
+        .lines()
+        .filter(|n| n != number)
+        .map(|n| format!("{n}\n"))
+        .collect();
+    ensure!(
+        report.reconcile(&lost).is_err(),
+        "a request that was lost was not noticed"
+    );
+    for slot in Slot::ALL {
+        run(&scene.client, slot, "truncate -s 0 ~/numbers").await?;
+    }
+    Ok(())
+}
+
+async fn warm_rollbacks(scene: &Scene) -> Result<()> {
+    let mut visitors = Visitors::come(&scene.live, "warm", 4, 10);
+    let mut times = Vec::new();
+    for nth in 0..rounds(10, 20) {
+        visitors.answers(50).await?;
+        scene.swap(&format!("before warm {nth}")).await?;
+        let undo = scene
+            .client
+            .workspace(&workspace())
+            .await?
+            .undo
+            .context("nothing to undo")?;
+        ensure!(undo.warm && undo.kind == Kind::Swap, "{undo:?}");
+        let back = scene.rollback(&format!("warm {nth}")).await?;
+        times.push(took(&back, Step::Draining));
+    }
+    let report = visitors.leave().await?;
+    let p95 = worst(times, 95);
+    eprintln!("warm rollback: p95 {p95:?}; {report}");
+    report.reconcile(&scene.numbers().await?)?;
+    ensure!(p95 < Duration::from_secs(1), "warm rollbacks took {p95:?}");
+    Ok(())
+}
+
+async fn cold_rollbacks(scene: &Scene) -> Result<()> {
+    run(&scene.client, Slot::Live, "echo good > ~/mark; sync").await?;
+    run(&scene.client, Slot::Dev, "echo worse > ~/mark; sync").await?;
+    let mut visitors = Visitors::come(&scene.live, "cold", 4, 10);
+    let mut times = Vec::new();
+    for nth in 0..rounds(5, 20) {
+        visitors.answers(50).await?;
+        scene.swap(&format!("before cold {nth}")).await?;
+        // Whoever uses what was displaced ends its being as it was.
+        run(&scene.client, Slot::Dev, "true").await?;
+        let undo = scene
+            .client
+            .workspace(&workspace())
+            .await?
+            .undo
+            .context("nothing to undo")?;
+        ensure!(!undo.warm, "it is still warm");
+        let back = scene.rollback(&format!("cold {nth}")).await?;
+        times.push(took(&back, Step::Succeeded));
+        let mark = run(&scene.client, Slot::Live, "cat ~/mark").await?;
+        ensure!(mark == "good\n", "live holds {mark}");
+        run(&scene.client, Slot::Dev, "echo worse > ~/mark; sync").await?;
+    }
+    let report = visitors.leave().await?;
+    let p95 = worst(times, 95);
+    eprintln!("cold rollback: p95 {p95:?}; {report}");
+    ensure!(report.failed.is_empty(), "{:?}", report.failed);
+    ensure!(p95 < Duration::from_secs(10), "cold rollbacks took {p95:?}");
+    Ok(())
+}
+
+async fn a_deploy_that_is_not_well(scene: &Scene) -> Result<()> {
+    let client = &scene.client;
+    let before = client.workspace(&workspace()).await?.slots.live;
+    run(client, Slot::Live, "echo steady > ~/mark; sync").await?;
+    let image = client.releases().await?.items.remove(0).image_digest;
+    let mut config = app_config();
+    config.start = Some("exec sleep 1000".to_owned());
+    if let Some(check) = &mut config.health {
+        check.timeout_s = 2;
+    }
+    let broken = client.create_release(&CreateRelease { image, config }).await?.id;
+    let asked = Deploy { release: broken };
+    let ended = client
+        .deploy(&workspace(), Slot::Live, &asked, "broken", PATIENCE)
+        .await?;
+    ensure!(ended.step == Step::RolledBack, "it ended as {}", ended.step.as_str());
+    let reason = ended.reason.unwrap_or_default();
+    ensure!(reason.contains("did not become healthy within 2 s"), "{reason}");
+    let after = client.workspace(&workspace()).await?.slots.live;
+    ensure!(after.release == before.release, "live has another release");
+    scene.serves("steady").await
+}
+
+async fn fork_and_restore(scene: &Scene) -> Result<()> {
+    let client = &scene.client;
+    run(client, Slot::Dev, "echo of dev > ~/mine; sync").await?;
+    let taken = client.take_snapshot(&workspace(), Slot::Dev).await?;
+    well(
+        client
+            .fork(&workspace(), &Fork { from: None }, "fork", PATIENCE)
+            .await?,
+    )?;
+    ensure!(
+        run(client, Slot::Dev, "cat ~/mark").await? == "steady\n",
+        "dev is no copy of live"
+    );
+    well(
+        client
+            .restore(&workspace(), Slot::Dev, &taken.id, "restore", PATIENCE)
+            .await?,
+    )?;
+    ensure!(
+        run(client, Slot::Dev, "cat ~/mine").await? == "of dev\n",
+        "dev did not come back"
+    );
+    client.delete_snapshot(&workspace(), Slot::Dev, &taken.id).await?;
+    Ok(())
+}
