@@ -29,7 +29,7 @@ use crate::table::{Entry, Table, Target};
 pub const HOLD: Duration = Duration::from_secs(30);
 
 /// The websocket close code that asks clients to come again (IANA registry of RFC 6455 codes).
-const SERVICE_RESTART: u16 = 1012;
+pub const SERVICE_RESTART: u16 = 1012;
 
 /// The composed control plane.
 pub struct App {
@@ -163,8 +163,12 @@ impl DataPlane for Plane {
     }
 
     fn drain<'a>(&'a self, generation: &'a Generation) -> BoxFuture<'a, ()> {
-        self.0.close_tunnels(generation, SERVICE_RESTART);
-        Box::pin(self.0.quiet(generation))
+        Box::pin(async move {
+            self.0.close_tunnels(generation, SERVICE_RESTART);
+            self.0.quiet(generation).await;
+            // Of what was asked for before, some may have become a websocket since.
+            self.0.close_tunnels(generation, SERVICE_RESTART);
+        })
     }
 
     fn retire(&self, generation: &Generation) {

@@ -2,15 +2,22 @@
 //! exchanged in one transaction, published, drained, and the one that left live frozen as it is. It must not touch what a
 //! sandbox holds.
 
+use std::time::Duration;
+
 use choir_core::deployment::{Displaced, Step};
 use choir_core::sandbox::Observed;
 use choir_core::{Awake, Slot};
 use choir_store::{AuditEvent, Deployment, Ended, WorkspaceView};
 
 use super::{DRAINED_WITHIN, HEALTHY_WITHIN, text};
-use crate::app::App;
+use crate::app::{App, SERVICE_RESTART};
 use crate::fail;
 use crate::reconcile::Handle;
+
+/// How long a websocket may take to end once it was told to.
+const CLOSED_WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks whether they have.
+const LOOK: Duration = Duration::from_millis(5);
 
 impl App {
     pub(super) async fn exchange(
@@ -43,6 +50,10 @@ impl App {
         let took_us = begun.elapsed().as_micros();
         tracing::info!(deployment = %deployment.id, took_us, "switched");
         fail::point("exchange.published").await.ok();
+        // Its websockets came through dev's address, which leads elsewhere now.
+        if let Some(generation) = self.fleet.handle(&after.live.id).and_then(|handle| handle.ready()) {
+            self.forwarder.close_tunnels(&generation, SERVICE_RESTART);
+        }
         let displaced = match self.fleet.handle(&after.dev.id) {
             Some(handle) => self.freeze(&handle).await,
             None => None,
@@ -70,17 +81,34 @@ impl App {
         live.and(dev).map(drop)
     }
 
+    /// Whether the websockets that were told to come again are gone soon.
+    async fn websockets_end(&self, left_live: &Handle) -> bool {
+        let deadline = tokio::time::Instant::now() + CLOSED_WITHIN;
+        while left_live.activity.tunnels() > 0 {
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        true
+    }
+
     /// Lets requests under way finish, tells websockets and event streams to come again, and freezes what is left, so
     /// that it stays as it was. What goes on for longer is left running, and what is to be awake always is, too.
     async fn freeze(&self, left_live: &Handle) -> Option<Displaced> {
         let generation = left_live.ready()?;
-        let quiet = self.fleet.drain(&generation, DRAINED_WITHIN).await;
+        let quiet = self.fleet.drain(&generation, DRAINED_WITHIN).await && self.websockets_end(left_live).await;
         if !quiet || left_live.awake() == Awake::Always {
             return None;
         }
         left_live.pause().await;
         let frozen = |status: &crate::reconcile::Status| !matches!(status.observed, Observed::Ready { .. });
         match left_live.settle(HEALTHY_WITHIN, frozen).await.observed {
+            // Somebody came through dev's address just before.
+            Observed::Paused { .. } if left_live.activity.tunnels() > 0 => {
+                let _ = left_live.wake(HEALTHY_WITHIN).await;
+                None
+            }
             Observed::Paused { generation, since } => Some(Displaced {
                 sandbox: left_live.id.clone(),
                 generation,

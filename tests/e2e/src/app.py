@@ -67,6 +67,8 @@ class App(socketserver.StreamRequestHandler):
 
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
+    # Else connections beyond five at once wait a second.
+    request_queue_size = 128
     daemon_threads = True
 
 
