@@ -109,18 +109,21 @@ pub async fn fsck(config: Config, repair: bool, json: bool) -> anyhow::Result<()
     if repair {
         fsck::repair(&mut findings, &*runtime, &volumes).await?;
     }
+    let told: Vec<_> = findings.into_iter().map(|finding| finding.told).collect();
     if json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        println!("{}", serde_json::to_string_pretty(&told)?);
     } else {
-        for finding in &findings {
+        for finding in &told {
             let done = if finding.repaired { " (removed)" } else { "" };
             println!("{} {}{done}", finding.invariant, finding.what);
         }
     }
-    match findings.iter().filter(|finding| !finding.repaired).count() {
-        0 if json => {}
-        0 => println!("clean: database, containers and volumes fit together"),
+    match told.iter().filter(|finding| !finding.repaired).count() {
+        0 if json => Ok(()),
+        0 => {
+            println!("clean: database, containers and volumes fit together");
+            Ok(())
+        }
         left => bail!("{left} things do not fit together"),
     }
-    Ok(())
 }

@@ -1,6 +1,38 @@
 //! Failpoints: named places between two effects, where a test has the process die, the effect fail or never end. They are
 //! compiled in with the feature `failpoints` only. Nothing may depend on one.
 
+/// All of them.
+pub const POINTS: [&str; 28] = [
+    "create.derived",
+    "desire.recorded",
+    "start.recorded",
+    "start.created",
+    "start.started",
+    "stop.stopped",
+    "remove.removed",
+    "pause.frozen",
+    "thaw.thawed",
+    "deployment.begun",
+    "exchange.verified",
+    "exchange.kept",
+    "exchange.switched",
+    "exchange.published",
+    "exchange.frozen",
+    "contents.switched",
+    "contents.returning",
+    "refill.begun",
+    "refill.kept",
+    "refill.deleted",
+    "refill.filled",
+    "refill.recorded",
+    "deployment.ending",
+    "deployment.ended",
+    "snapshot.begun",
+    "snapshot.copied",
+    "prune.marked",
+    "prune.deleted",
+];
+
 /// Passes the point, unless `CHOIR_FAIL` says otherwise.
 #[cfg(not(feature = "failpoints"))]
 #[expect(clippy::unused_async, reason = "with failpoints it may never return")]
@@ -13,6 +45,7 @@ pub async fn point(_name: &'static str) -> Result<(), String> {
 /// such a file is used up by the first that it concerns.
 #[cfg(feature = "failpoints")]
 pub async fn point(name: &'static str) -> Result<(), String> {
+    debug_assert!(POINTS.contains(&name), "{name} is in no table");
     let Some(how) = asked(name) else {
         return Ok(());
     };

@@ -3,24 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use choir_api::admin as api;
 use choir_core::sandbox::Observed;
 use choir_core::{Generation, Slot};
 use choir_runtime::{Runtime, Volumes};
 use choir_store::{Claims, SnapshotState, Store};
-use serde::Serialize;
 
 use crate::app::App;
 use crate::table::Table;
 
 /// One thing that does not fit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Finding {
-    /// `I1` to `I6`.
-    pub invariant: &'static str,
-    pub what: String,
-    /// Whether it was removed.
-    pub repaired: bool,
-    #[serde(skip)]
+    pub told: api::Finding,
     stray: Option<Stray>,
 }
 
@@ -32,13 +27,13 @@ enum Stray {
 }
 
 impl Finding {
-    fn new(invariant: &'static str, what: impl Into<String>) -> Self {
-        Self {
-            invariant,
+    fn new(invariant: &str, what: impl Into<String>) -> Self {
+        let told = api::Finding {
+            invariant: invariant.to_owned(),
             what: what.into(),
             repaired: false,
-            stray: None,
-        }
+        };
+        Self { told, stray: None }
     }
 
     fn stray(stray: Stray) -> Self {
@@ -103,7 +98,7 @@ pub async fn repair(findings: &mut [Finding], runtime: &dyn Runtime, volumes: &d
             Some(Stray::Volume(id)) => volumes.delete(id).await?,
             None => continue,
         }
-        finding.repaired = true;
+        finding.told.repaired = true;
     }
     Ok(())
 }

@@ -54,6 +54,9 @@ pub struct Options {
     /// This is the background half of --detach: everything is built
     #[arg(long, hide = true)]
     prepared: bool,
+    /// However often a program ends, it is started again at once: for tests that kill
+    #[arg(long, hide = true)]
+    may_crash: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,7 +81,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return detach(options, &data, lock);
     }
     let listeners = Listeners::bind(options.port)?;
-    let mut supervisor = Supervisor::new()?;
+    let mut supervisor = Supervisor::new(options.may_crash)?;
     let result = serve(options, &data, image.as_deref(), listeners, &mut supervisor);
     supervisor.stop_all();
     for file in [data.up_pid(), data.address()] {
@@ -167,6 +170,9 @@ fn detach(options: &Options, data: &DataDir, lock: File) -> Result<ExitCode> {
     }
     for network in &options.egress_allow {
         command.args(["--egress-allow", network]);
+    }
+    if options.may_crash {
+        command.arg("--may-crash");
     }
     // A process group of its own: Ctrl-C at this terminal is not meant for it.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);

@@ -27,3 +27,14 @@ pub struct BoxSandbox {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
+
+/// One row of `GET /admin/fsck`: something that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// `I1` to `I6`.
+    pub invariant: String,
+    /// One sentence.
+    pub what: String,
+    /// Whether it was removed.
+    pub repaired: bool,
+}

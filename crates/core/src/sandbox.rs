@@ -270,6 +270,8 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
             not_before: now,
             because,
         },
+        // Thawed by a process that has not heard its agent yet.
+        (S::Paused { .. }, Event::StartAsked { generation }) => starting(generation, 1, None, now),
         (
             S::Starting {
                 generation: g, attempt, ..

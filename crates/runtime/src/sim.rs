@@ -1,7 +1,7 @@
 //! The simulated runtime and volumes: in memory, deterministic, with scripted failures. For tests and benchmarks.
 //! Ships beside the real ones and passes the same contract suite.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -129,6 +129,8 @@ pub struct Sim {
     world: World,
     sender: mpsc::Sender<Notice>,
     notices: Mutex<Option<mpsc::Receiver<Notice>>>,
+    /// Generations whose agent came to this process's door: one that was frozen comes when it is thawed.
+    heard: Mutex<HashSet<Generation>>,
 }
 
 impl Sim {
@@ -136,7 +138,12 @@ impl Sim {
     pub fn new(world: World) -> Self {
         let (sender, notices) = gate::notices();
         world.lock().watchers.push(sender.clone());
-        Self { world, sender, notices }
+        Self {
+            world,
+            sender,
+            notices,
+            heard: Mutex::default(),
+        }
     }
 
     /// As if a program inside had connected to the broker or egress port; the program's end is returned.
@@ -162,6 +169,10 @@ impl Sim {
         .await;
     }
 
+    fn heard(&self) -> MutexGuard<'_, HashSet<Generation>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn tell(&self, notice: Notice) {
         let _ = self.sender.send(notice).await;
     }
@@ -170,6 +181,7 @@ impl Sim {
         if fault == Some(Fault::NeverReady) {
             return;
         }
+        self.heard().insert(generation.clone());
         self.tell(Notice::Ready {
             generation: generation.clone(),
         })
@@ -299,7 +311,12 @@ impl Runtime for Sim {
                 Ok(())
             }
             _ => Err(Error::Busy("it is not paused".into())),
-        })?
+        })??;
+        let is_new = !self.heard().contains(generation);
+        if is_new {
+            self.ready(generation, None).await;
+        }
+        Ok(())
     }
 
     async fn remove(&self, generation: &Generation) -> Result<()> {

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use choir_api::admin::{BoxSandbox, BoxStats};
+use choir_api::admin::{BoxSandbox, BoxStats, Finding};
 use choir_api::workspaces::Page;
 
 use crate::app::App;
 use crate::auth::routes;
 use crate::error::{ApiError, ApiResult};
-use crate::fsck::Finding;
 
 routes! {
     pub ROUTES, router -> Arc<App>;
@@ -24,7 +23,8 @@ async fn stats(State(app): State<Arc<App>>) -> Json<BoxStats> {
 }
 
 async fn fsck(State(app): State<Arc<App>>) -> ApiResult<Json<Page<Finding>>> {
-    let items = app.fsck().await.map_err(ApiError::internal)?;
+    let found = app.fsck().await.map_err(ApiError::internal)?;
+    let items = found.into_iter().map(|finding| finding.told).collect();
     Ok(Json(Page {
         items,
         next_cursor: None,

@@ -254,6 +254,8 @@ impl App {
     pub async fn roll_forward(self: Arc<Self>, deployment: Deployment) {
         let rolled = async {
             let view = self.store.workspace(&deployment.workspace).await?;
+            // Looked at after the sandbox, whose worker may have come further since: a refill that is done says so here.
+            let deployment = self.store.deployment(&deployment.workspace, &deployment.id).await?;
             let audit = self.recovery(&deployment).await?;
             let refills = view
                 .slot(deployment.slot)

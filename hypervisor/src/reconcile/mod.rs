@@ -402,6 +402,7 @@ impl Fleet {
             oom_kills: (!present.started).then_some(0),
             restart: false,
             refill: sandbox.refill.clone(),
+            heard: None,
             thaw_asked: false,
             limits_stale: present.limits_stale,
             // A minute that passed while the hypervisor restarted still counts.

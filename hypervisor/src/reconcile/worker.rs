@@ -90,6 +90,8 @@ pub struct Worker {
     pub restart: bool,
     /// What is to become of its volume before its next start.
     pub refill: Option<Refill>,
+    /// The last generation whose agent came to this process's door.
+    pub heard: Option<u64>,
     /// A request came while the pause was under way.
     pub thaw_asked: bool,
     /// Limits in the database may differ from those in force.
@@ -263,7 +265,18 @@ impl Worker {
         }
     }
 
+    /// Its processes run again. An agent that this process never heard must come to the door first.
+    async fn thawed(&mut self) {
+        let frozen = self.observed.generation();
+        let event = match frozen.filter(|g| self.heard != Some(*g)) {
+            Some(generation) => Event::StartAsked { generation },
+            None => Event::Thawed,
+        };
+        self.happened(event).await;
+    }
+
     async fn ready(&mut self, generation: u64) {
+        self.heard = Some(generation);
         let event = match self.observed {
             Observed::Unhealthy { .. } => Event::ProbeOk,
             // An adopted paused sandbox answers only after its thaw.
@@ -382,7 +395,7 @@ impl Worker {
                 tracing::warn!(sandbox.id = %self.id, reason, "a sandbox could not be paused");
                 self.happened(Event::Thawed).await;
             }
-            Outcome::Thawed(Ok(())) => self.happened(Event::Thawed).await,
+            Outcome::Thawed(Ok(())) => self.thawed().await,
             Outcome::Thawed(Err(reason)) => {
                 tracing::warn!(sandbox.id = %self.id, reason, "a sandbox could not be thawed; it is replaced");
                 self.happened(Event::StopAsked).await;

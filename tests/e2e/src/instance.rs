@@ -23,6 +23,7 @@ const PROGRAMS: [&str; 4] = ["choir-hypervisor", "choir-volumes", "choir", "choi
 pub struct Instance {
     data: TempDir,
     origin: Url,
+    may_crash: bool,
 }
 
 impl Instance {
@@ -52,6 +53,28 @@ impl Instance {
         fs::write(&own, fs::read_to_string(&own)? + hosts)?;
         instance.surround_hypervisor()?;
         instance.start(egress_allow)?;
+        Ok(instance)
+    }
+
+    /// Starts one whose hypervisor dies, fails or hangs where the file `fail` says, once; see its `fail.rs`.
+    pub fn up_faulty() -> Result<Self> {
+        let mut instance = Self::installed(Self::data()?)?;
+        let (program, real) = (
+            instance.path("bin/choir-hypervisor"),
+            instance.path("bin/real-choir-hypervisor"),
+        );
+        let built = built("faulty-choir-hypervisor");
+        fs::copy(&built, &real).with_context(|| format!("{} is not there: run `cargo xtask test`", built.display()))?;
+        fs::remove_file(&program)?;
+        let script = format!(
+            "#!/bin/sh\nCHOIR_FAIL=@{} exec {} \"$@\"\n",
+            instance.path("fail").display(),
+            real.display()
+        );
+        fs::write(&program, script)?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        instance.may_crash = true;
+        instance.start(&[])?;
         Ok(instance)
     }
 
@@ -108,6 +131,7 @@ impl Instance {
         let instance = Self {
             data,
             origin: Url::parse("http://localhost")?,
+            may_crash: false,
         };
         instance.install_programs()?;
         Ok(instance)
@@ -136,6 +160,9 @@ impl Instance {
         let port = self.origin.port().unwrap_or(0);
         let mut up = self.xtask("up");
         up.args(["--prepared", "--detach", "--port", &port.to_string()]);
+        if self.may_crash {
+            up.arg("--may-crash");
+        }
         for network in egress_allow {
             up.args(["--egress-allow", network]);
         }

@@ -75,6 +75,8 @@ enum Event {
 }
 
 pub struct Supervisor {
+    /// Nothing is a restart loop.
+    may_crash: bool,
     services: Vec<Service>,
     sender: Sender<Event>,
     events: Receiver<Event>,
@@ -82,7 +84,7 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// From here on SIGINT, SIGTERM and SIGHUP ask to stop instead of ending us.
-    pub fn new() -> Result<Self> {
+    pub fn new(may_crash: bool) -> Result<Self> {
         let (sender, events) = channel();
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch signals")?;
         let stop = sender.clone();
@@ -94,6 +96,7 @@ impl Supervisor {
             }
         });
         Ok(Self {
+            may_crash,
             services: Vec::new(),
             sender,
             events,
@@ -191,7 +194,7 @@ impl Supervisor {
             (None, Some(signal)) => format!("signal {signal}"),
             (None, None) => status.to_string(),
         };
-        if pause.is_zero() {
+        if pause.is_zero() || self.may_crash {
             eprintln!("==> {} ended ({how}); starting it again", service.name);
             return self.spawn(index);
         }

@@ -182,6 +182,14 @@ impl Client {
         self.delete(&format!("/me/tokens/{}", segment(id))).await
     }
 
+    /// Where database, containers, volumes and routes do not fit together.
+    ///
+    /// # Errors
+    /// Any; 403 for those who are not admins.
+    pub async fn fsck(&self) -> Result<Page<crate::admin::Finding>, ClientError> {
+        self.get("/admin/fsck").await
+    }
+
     /// Versions, states and findings of the whole box.
     ///
     /// # Errors

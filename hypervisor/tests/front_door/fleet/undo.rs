@@ -479,7 +479,10 @@ async fn what_does_not_fit_is_found_and_what_belongs_to_nobody_is_removed_when_a
         .to_owned();
     start.volumes.delete(&kept).await.unwrap();
     let mut findings = start.app.fsck().await.unwrap();
-    let told: Vec<_> = findings.iter().map(|f| (f.invariant, f.what.clone())).collect();
+    let told: Vec<_> = findings
+        .iter()
+        .map(|f| (f.told.invariant.as_str(), f.told.what.clone()))
+        .collect();
     assert_eq!(
         told,
         [
@@ -497,7 +500,7 @@ async fn what_does_not_fit_is_found_and_what_belongs_to_nobody_is_removed_when_a
         .await
         .unwrap()
         .into_iter()
-        .map(|f| f.invariant)
+        .map(|f| f.told.invariant)
         .collect();
     assert_eq!(
         left,

@@ -1,0 +1,487 @@
+//! Whatever dies, and wherever: afterwards what was acknowledged is so, nothing is orphaned, and everything goes on.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use choir_api::client::{ClientError, SlotVerb};
+use choir_api::workspaces::{CreateRelease, Deploy, Deployment, Fork, Rollback};
+use choir_core::deployment::Step;
+use choir_core::{ReleaseId, Slot, SnapshotId};
+use choir_e2e::instance::Instance;
+use choir_e2e::numbered::Visitors;
+use choir_e2e::person::{app_config, run, workspace};
+use choir_e2e::skip;
+use choir_e2e::waiting::{PATIENCE, step, until};
+use choir_hypervisor::fail::POINTS;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{Scene, rounds};
+
+/// What is asked for while something dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Op {
+    Create,
+    Start,
+    Stop,
+    Restart,
+    Pause,
+    Thaw,
+    Swap,
+    Warm,
+    Cold,
+    Deploy,
+    BadDeploy,
+    Fork,
+    Restore,
+    Take,
+    Remove,
+}
+
+/// Every failpoint, by what passes it.
+const MATRIX: &[(Op, &[&str])] = &[
+    (Op::Create, &["create.derived"]),
+    (
+        Op::Start,
+        &["desire.recorded", "start.recorded", "start.created", "start.started"],
+    ),
+    (Op::Stop, &["desire.recorded", "stop.stopped", "remove.removed"]),
+    (
+        Op::Restart,
+        &[
+            "desire.recorded",
+            "stop.stopped",
+            "remove.removed",
+            "start.recorded",
+            "start.created",
+            "start.started",
+        ],
+    ),
+    (Op::Pause, &["pause.frozen"]),
+    (Op::Thaw, &["thaw.thawed"]),
+    (
+        Op::Swap,
+        &[
+            "deployment.begun",
+            "exchange.verified",
+            "snapshot.begun",
+            "snapshot.copied",
+            "exchange.kept",
+            "exchange.switched",
+            "exchange.published",
+            "pause.frozen",
+            "exchange.frozen",
+            "deployment.ending",
+            "deployment.ended",
+        ],
+    ),
+    (
+        Op::Warm,
+        &[
+            "deployment.begun",
+            "thaw.thawed",
+            "exchange.verified",
+            "exchange.switched",
+            "exchange.frozen",
+            "deployment.ending",
+        ],
+    ),
+    (
+        Op::Cold,
+        &[
+            "deployment.begun",
+            "contents.switched",
+            "stop.stopped",
+            "remove.removed",
+            "refill.begun",
+            "refill.kept",
+            "refill.deleted",
+            "refill.filled",
+            "refill.recorded",
+            "start.recorded",
+            "start.started",
+            "deployment.ending",
+        ],
+    ),
+    (
+        Op::Deploy,
+        &[
+            "contents.switched",
+            "refill.kept",
+            "refill.filled",
+            "refill.recorded",
+            "deployment.ending",
+        ],
+    ),
+    (Op::BadDeploy, &["contents.returning", "refill.begun"]),
+    (
+        Op::Fork,
+        &[
+            "snapshot.copied",
+            "contents.switched",
+            "refill.deleted",
+            "refill.filled",
+        ],
+    ),
+    (Op::Restore, &["contents.switched", "refill.deleted", "refill.filled"]),
+    (Op::Take, &["snapshot.begun", "snapshot.copied"]),
+    (Op::Remove, &["prune.marked", "prune.deleted"]),
+];
+
+/// What is in the slots, and which release live is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Held {
+    live: String,
+    dev: String,
+    release: ReleaseId,
+}
+
+struct Stage {
+    scene: Scene,
+    releases: [ReleaseId; 2],
+    broken: ReleaseId,
+    /// From a death until the hypervisor answers and nothing is under way.
+    recoveries: Vec<Duration>,
+    nth: usize,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wherever_the_hypervisor_dies_what_was_acknowledged_is_so_and_nothing_is_orphaned() -> Result<()> {
+    if skip::cannot_run("kills") {
+        return Ok(());
+    }
+    let named: BTreeSet<&str> = MATRIX.iter().flat_map(|(_, points)| points.iter().copied()).collect();
+    let all: BTreeSet<&str> = POINTS.into_iter().collect();
+    ensure!(named == all, "the matrix misses {:?}", all.symmetric_difference(&named));
+    let scene = step("set up", Scene::new(Instance::up_faulty()?)).await?;
+    let mut stage = Stage::new(scene).await?;
+    step("every failpoint kills", stage.matrix(&["kill"])).await?;
+    let rotating = step("every failpoint fails or hangs", stage.matrix(&["err", "hang"]));
+    rotating.await?;
+    step("random kills under load", stage.random_kills()).await?;
+    step("Podman's service is killed", stage.podman_is_killed()).await?;
+    stage.recoveries.sort();
+    let at = |percent: usize| stage.recoveries[(stage.recoveries.len() * percent).div_ceil(100) - 1];
+    eprintln!(
+        "{} deaths: recovery p50 {:.1?}, p99 {:.1?}, longest {:.1?}; 0 invariants broken",
+        stage.recoveries.len(),
+        at(50),
+        at(99),
+        at(100)
+    );
+    Ok(())
+}
+
+impl Stage {
+    async fn new(scene: Scene) -> Result<Self> {
+        let client = &scene.client;
+        let image = client.releases().await?.items.remove(0).image_digest;
+        let own = client.workspace(&workspace()).await?.slots.live.release;
+        let config = app_config();
+        let asked = CreateRelease {
+            image: image.clone(),
+            config,
+        };
+        let other = client.create_release(&asked).await?.id;
+        let mut config = app_config();
+        config.start = Some("exec sleep 1000".to_owned());
+        if let Some(check) = &mut config.health {
+            check.timeout_s = 1;
+        }
+        let broken = client.create_release(&CreateRelease { image, config }).await?.id;
+        Ok(Self {
+            scene,
+            releases: [own, other],
+            broken,
+            recoveries: Vec::new(),
+            nth: 0,
+        })
+    }
+
+    /// Each point with one of these ways, taking turns; with `--slow` with each.
+    async fn matrix(&mut self, ways: &[&str]) -> Result<()> {
+        let mut turn = 0;
+        for (op, points) in MATRIX {
+            for point in *points {
+                let chosen: &[&str] = if rounds(0, 1) == 1 {
+                    ways
+                } else {
+                    &ways[turn % ways.len()..][..1]
+                };
+                turn += 1;
+                for how in chosen {
+                    let tried = self.one(*op, point, how).await;
+                    tried.with_context(|| format!("{op:?} with {point}:{how}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn one(&mut self, op: Op, point: &str, how: &str) -> Result<()> {
+        let before = self.prepare(op).await?;
+        let wanted = self.wanted(op, &before).await?;
+        let pid = self.scene.instance.hypervisor_pid()?;
+        let fail = self.scene.instance.path("fail");
+        std::fs::write(&fail, format!("{point}:{how}"))?;
+        let begun = Instant::now();
+        let asked = self.ask(op);
+        let reached = until("the failpoint to be reached", async || {
+            Ok((!fail.exists()).then_some(()))
+        });
+        let asked = match how {
+            // Nobody answers any more.
+            "hang" => {
+                tokio::select! {
+                    answer = asked => Some(answer),
+                    reached = reached => {
+                        reached?;
+                        None
+                    }
+                }
+            }
+            _ => {
+                let (answer, reached) = tokio::join!(asked, reached);
+                reached?;
+                Some(answer)
+            }
+        };
+        if how == "hang" {
+            until("the failpoint to be reached", async || {
+                Ok((!fail.exists()).then_some(()))
+            })
+            .await?;
+            kill_process(Pid::from_raw(pid).context("no process")?, Signal::KILL)?;
+        }
+        if how != "err" {
+            until("another hypervisor", async || {
+                Ok((self.scene.instance.hypervisor_pid()? != pid).then_some(()))
+            })
+            .await?;
+        }
+        self.settled().await?;
+        self.recoveries.push(begun.elapsed());
+        self.judge(&before, &wanted, asked.and_then(Result::ok).flatten()).await
+    }
+
+    /// Waits until the hypervisor answers, and nothing is under way.
+    async fn settled(&self) -> Result<()> {
+        until("the deployment to end", async || {
+            let view = self.scene.client.workspace(&workspace()).await?;
+            Ok(view.open_deployment.is_none().then_some(()))
+        })
+        .await
+    }
+
+    /// Both slots run, each with something of its own.
+    async fn prepare(&mut self, op: Op) -> Result<Held> {
+        let client = &self.scene.client;
+        self.nth += 1;
+        for slot in Slot::ALL {
+            run(client, slot, &format!("echo {slot} {} > ~/held; sync", self.nth)).await?;
+        }
+        match op {
+            Op::Start => drop(
+                client
+                    .ask_slot(&workspace(), Slot::Dev, SlotVerb::Stop, PATIENCE)
+                    .await?,
+            ),
+            Op::Thaw => drop(
+                client
+                    .ask_slot(&workspace(), Slot::Dev, SlotVerb::Pause, PATIENCE)
+                    .await?,
+            ),
+            Op::Warm | Op::Cold => {
+                let swapped = client
+                    .swap(&workspace(), &format!("before {}", self.nth), PATIENCE)
+                    .await?;
+                ensure!(swapped.step == Step::Succeeded, "{swapped:?}");
+            }
+            _ => {}
+        }
+        if op == Op::Cold {
+            run(client, Slot::Dev, "true").await?;
+        }
+        // What was displaced must not be looked into.
+        let of = |slot: Slot| format!("{slot} {}\n", self.nth);
+        let (live, dev) = match op {
+            Op::Warm | Op::Cold => (of(Slot::Dev), of(Slot::Live)),
+            _ => (of(Slot::Live), of(Slot::Dev)),
+        };
+        let release = client.workspace(&workspace()).await?.slots.live.release;
+        Ok(Held { live, dev, release })
+    }
+
+    /// What is there once it was done.
+    async fn wanted(&self, op: Op, before: &Held) -> Result<Held> {
+        let mut wanted = before.clone();
+        match op {
+            Op::Swap | Op::Warm => std::mem::swap(&mut wanted.live, &mut wanted.dev),
+            Op::Cold => wanted.live = before.dev.clone(),
+            Op::Fork => wanted.dev = before.live.clone(),
+            Op::Deploy => wanted.release = self.other(before),
+            _ => {}
+        }
+        Ok(wanted)
+    }
+
+    fn other(&self, before: &Held) -> ReleaseId {
+        let [own, other] = &self.releases;
+        if before.release == *own {
+            other.clone()
+        } else {
+            own.clone()
+        }
+    }
+
+    /// Asks once; the deployment, where it is one and its end was told.
+    async fn ask(&self, op: Op) -> Result<Option<Deployment>, ClientError> {
+        let (client, name, key) = (&self.scene.client, workspace(), format!("op {}", self.nth));
+        let slot = |verb| client.ask_slot(&name, Slot::Dev, verb, PATIENCE);
+        let release = match op {
+            Op::Deploy => {
+                let now = client.workspace(&name).await?.slots.live.release;
+                let [own, other] = &self.releases;
+                if now == *own { other.clone() } else { own.clone() }
+            }
+            _ => self.broken.clone(),
+        };
+        Ok(match op {
+            Op::Create => {
+                let extra = format!("w{}", self.nth).parse().expect("a name");
+                client.create_workspace(&extra).await?;
+                None
+            }
+            Op::Start | Op::Thaw => slot(SlotVerb::Start).await.map(|_| None)?,
+            Op::Stop => slot(SlotVerb::Stop).await.map(|_| None)?,
+            Op::Restart => slot(SlotVerb::Restart).await.map(|_| None)?,
+            Op::Pause => slot(SlotVerb::Pause).await.map(|_| None)?,
+            Op::Swap => Some(client.swap(&name, &key, PATIENCE).await?),
+            Op::Warm | Op::Cold => Some(client.rollback(&name, &Rollback { to: None }, &key, PATIENCE).await?),
+            Op::Deploy | Op::BadDeploy => {
+                let asked = Deploy { release };
+                Some(client.deploy(&name, Slot::Live, &asked, &key, PATIENCE).await?)
+            }
+            Op::Fork => Some(client.fork(&name, &Fork { from: None }, &key, PATIENCE).await?),
+            Op::Restore => {
+                let own = self.newest().await?;
+                Some(client.restore(&name, Slot::Dev, &own, &key, PATIENCE).await?)
+            }
+            Op::Take => client.take_snapshot(&name, Slot::Dev).await.map(|_| None)?,
+            Op::Remove => {
+                let own = self.newest().await?;
+                client.delete_snapshot(&name, Slot::Dev, &own).await?;
+                None
+            }
+        })
+    }
+
+    /// A snapshot of dev as it is.
+    async fn newest(&self) -> Result<SnapshotId, ClientError> {
+        Ok(self.scene.client.take_snapshot(&workspace(), Slot::Dev).await?.id)
+    }
+
+    /// It was done or it was not, as the journal says; what was told is so; and everything fits together and goes on.
+    async fn judge(&self, before: &Held, wanted: &Held, told: Option<Deployment>) -> Result<()> {
+        let client = &self.scene.client;
+        let key_of_this = client.deployments(&workspace()).await?.items;
+        let last = key_of_this.first();
+        if let (Some(told), Some(last)) = (&told, last)
+            && told.step.is_final()
+        {
+            ensure!(
+                last.id == told.id && last.step == told.step,
+                "told {told:?}, and it is {last:?}"
+            );
+        }
+        self.scene.fits_together().await?;
+        for slot in Slot::ALL {
+            client.ask_slot(&workspace(), slot, SlotVerb::Start, PATIENCE).await?;
+        }
+        let now = Held {
+            live: run(client, Slot::Live, "cat ~/held").await?,
+            dev: run(client, Slot::Dev, "cat ~/held").await?,
+            release: client.workspace(&workspace()).await?.slots.live.release,
+        };
+        ensure!(
+            now == *before || now == *wanted,
+            "{now:?} is neither {before:?} nor {wanted:?}"
+        );
+        let done = told.map(|t| t.step == Step::Succeeded);
+        match done {
+            Some(true) => ensure!(now == *wanted, "acknowledged, and {now:?} is there and not {wanted:?}"),
+            Some(false) => ensure!(now == *before, "it failed, and {now:?} is there and not {before:?}"),
+            None => {}
+        }
+        self.scene.fits_together().await
+    }
+
+    /// The hypervisor is killed at any moment while something is done and visitors come.
+    async fn random_kills(&mut self) -> Result<()> {
+        let mut visitors = Visitors::come(&self.scene.live, "storm", 4, 0);
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        for nth in 0..rounds(40, 1000) {
+            visitors.answers(5).await?;
+            let op = [Op::Swap, Op::Warm, Op::Fork, Op::Restart, Op::Take][nth % 5];
+            self.nth += 1;
+            // Any sequence does, as long as a failure can be seen again.
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let at = Duration::from_millis((random >> 33) % 400);
+            let pid = self.scene.instance.hypervisor_pid()?;
+            let kill = async {
+                tokio::time::sleep(at).await;
+                kill_process(Pid::from_raw(pid).context("no process")?, Signal::KILL).context("cannot kill")
+            };
+            let begun = Instant::now();
+            let (answer, killed) = tokio::join!(self.ask(op), kill);
+            killed?;
+            until("another hypervisor", async || {
+                Ok((self.scene.instance.hypervisor_pid()? != pid).then_some(()))
+            })
+            .await?;
+            self.settled().await?;
+            self.recoveries.push(begun.elapsed());
+            if let Ok(Some(told)) = answer
+                && told.step.is_final()
+            {
+                let now = self.scene.client.deployment(&workspace(), told.id.as_str()).await?;
+                ensure!(now.step == told.step, "told {told:?}, and it is {now:?}");
+            }
+            let whole = self.scene.fits_together().await;
+            whole.with_context(|| format!("kill {nth}, {op:?} after {at:?}"))?;
+        }
+        let mut report = visitors.leave().await?;
+        eprintln!("{report}");
+        // A connection that broke with the hypervisor is not asked again, so that nothing comes twice.
+        report.failed.clear();
+        report.reconcile(&self.scene.numbers().await?)
+    }
+
+    async fn podman_is_killed(&mut self) -> Result<()> {
+        for nth in 0..rounds(10, 60) {
+            let op = [Op::Restart, Op::Swap, Op::Fork, Op::Deploy][nth % 4];
+            let before = self.prepare(op).await?;
+            let wanted = self.wanted(op, &before).await?;
+            let text = std::fs::read_to_string(self.scene.instance.path("run/podman.pid"))?;
+            let pid = text.lines().next().and_then(|l| l.parse().ok()).and_then(Pid::from_raw);
+            let Some(pid) = pid else {
+                bail!("no pid of Podman's service in {text}")
+            };
+            let at = Duration::from_millis(u64::try_from(nth).unwrap_or_default() * 40);
+            let kill = async {
+                tokio::time::sleep(at).await;
+                kill_process(pid, Signal::KILL).context("cannot kill")
+            };
+            let begun = Instant::now();
+            let (answer, killed) = tokio::join!(self.ask(op), kill);
+            killed?;
+            self.settled().await?;
+            self.recoveries.push(begun.elapsed());
+            let judged = self.judge(&before, &wanted, answer.ok().flatten()).await;
+            judged.with_context(|| format!("{op:?}, Podman killed after {at:?}"))?;
+        }
+        Ok(())
+    }
+}
