@@ -1,7 +1,7 @@
 //! Visitors of an app that number every request, on connections that they keep, and websockets beside them. What was
 //! answered is compared with what the app wrote down. It must not ask anything twice that may have been sent.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -61,17 +61,10 @@ impl Report {
             self.failed.len(),
             self.failed
         );
-        let mut times: BTreeMap<&str, usize> = BTreeMap::new();
-        for number in written.lines() {
-            *times.entry(number).or_default() += 1;
-        }
-        let twice: Vec<_> = times.iter().filter(|(_, times)| **times > 1).collect();
+        let twice = twice(written);
         ensure!(twice.is_empty(), "delivered more than once: {twice:?}");
-        let lost: Vec<_> = self
-            .answered
-            .iter()
-            .filter(|n| !times.contains_key(n.as_str()))
-            .collect();
+        let written: BTreeSet<&str> = written.lines().collect();
+        let lost: Vec<_> = self.answered.iter().filter(|n| !written.contains(n.as_str())).collect();
         ensure!(lost.is_empty(), "answered, and not delivered: {lost:?}");
         Ok(())
     }
@@ -90,6 +83,12 @@ impl fmt::Display for Report {
             self.told
         )
     }
+}
+
+/// The numbers that an app wrote down more than once.
+pub fn twice(written: &str) -> Vec<&str> {
+    let mut seen = BTreeSet::new();
+    written.lines().filter(|number| !seen.insert(*number)).collect()
 }
 
 /// Visitors under way.

@@ -2,6 +2,7 @@
 
 mod kills;
 mod load;
+mod runbook;
 
 use std::time::Duration;
 
@@ -26,12 +27,13 @@ fn rounds(quick: usize, slow: usize) -> usize {
 struct Scene {
     instance: Instance,
     client: Client,
+    token: String,
     live: Url,
 }
 
 impl Scene {
     async fn new(instance: Instance) -> Result<Self> {
-        let client = person::sign_in(&instance).await?;
+        let (client, token) = person::sign_in_with_token(&instance).await?;
         let image = client.releases().await?.items.remove(0).image_digest;
         let config = app_config();
         let release = client.create_release(&CreateRelease { image, config }).await?.id;
@@ -55,7 +57,12 @@ impl Scene {
             client.ask_slot(&workspace(), slot, restart, PATIENCE).await?;
         }
         let live = instance.app("live", WORKSPACE, USER);
-        let scene = Self { instance, client, live };
+        let scene = Self {
+            instance,
+            client,
+            token,
+            live,
+        };
         scene.serves("good").await?;
         Ok(scene)
     }
