@@ -128,12 +128,17 @@ const MATRIX: &[(Op, &[&str])] = &[
     (Op::Remove, &["prune.marked", "prune.deleted"]),
 ];
 
-/// What is in the slots, and which release live is of.
+/// What a slot holds: a file of its user, and the release it is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct One {
+    file: String,
+    release: ReleaseId,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Held {
-    live: String,
-    dev: String,
-    release: ReleaseId,
+    live: One,
+    dev: One,
 }
 
 struct Stage {
@@ -143,6 +148,13 @@ struct Stage {
     /// From a death until the hypervisor answers and nothing is under way.
     recoveries: Vec<Duration>,
     nth: usize,
+}
+
+fn other_slot(slot: Slot) -> Slot {
+    match slot {
+        Slot::Live => Slot::Dev,
+        Slot::Dev => Slot::Live,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -303,13 +315,19 @@ impl Stage {
             run(client, Slot::Dev, "true").await?;
         }
         // What was displaced must not be looked into.
-        let of = |slot: Slot| format!("{slot} {}\n", self.nth);
-        let (live, dev) = match op {
-            Op::Warm | Op::Cold => (of(Slot::Dev), of(Slot::Live)),
-            _ => (of(Slot::Live), of(Slot::Dev)),
+        let swapped = matches!(op, Op::Warm | Op::Cold);
+        let slots = client.workspace(&workspace()).await?.slots;
+        let one = |now: Slot| {
+            let wrote = if swapped { other_slot(now) } else { now };
+            One {
+                file: format!("{wrote} {}\n", self.nth),
+                release: slots.get(now).release.clone(),
+            }
         };
-        let release = client.workspace(&workspace()).await?.slots.live.release;
-        Ok(Held { live, dev, release })
+        Ok(Held {
+            live: one(Slot::Live),
+            dev: one(Slot::Dev),
+        })
     }
 
     /// What is there once it was done.
@@ -319,19 +337,16 @@ impl Stage {
             Op::Swap | Op::Warm => std::mem::swap(&mut wanted.live, &mut wanted.dev),
             Op::Cold => wanted.live = before.dev.clone(),
             Op::Fork => wanted.dev = before.live.clone(),
-            Op::Deploy => wanted.release = self.other(before),
+            Op::Deploy => wanted.live.release = self.other(&before.live.release),
             _ => {}
         }
         Ok(wanted)
     }
 
-    fn other(&self, before: &Held) -> ReleaseId {
+    /// The release that a slot of this one is not of.
+    fn other(&self, now: &ReleaseId) -> ReleaseId {
         let [own, other] = &self.releases;
-        if before.release == *own {
-            other.clone()
-        } else {
-            own.clone()
-        }
+        if now == own { other.clone() } else { own.clone() }
     }
 
     /// Asks once; the deployment, where it is one and its end was told.
@@ -339,11 +354,7 @@ impl Stage {
         let (client, name, key) = (&self.scene.client, workspace(), format!("op {}", self.nth));
         let slot = |verb| client.ask_slot(&name, Slot::Dev, verb, PATIENCE);
         let release = match op {
-            Op::Deploy => {
-                let now = client.workspace(&name).await?.slots.live.release;
-                let [own, other] = &self.releases;
-                if now == *own { other.clone() } else { own.clone() }
-            }
+            Op::Deploy => self.other(&client.workspace(&name).await?.slots.live.release),
             _ => self.broken.clone(),
         };
         Ok(match op {
@@ -398,10 +409,15 @@ impl Stage {
         for slot in Slot::ALL {
             client.ask_slot(&workspace(), slot, SlotVerb::Start, PATIENCE).await?;
         }
+        let slots = client.workspace(&workspace()).await?.slots;
+        let one = async |slot: Slot| {
+            let file = run(client, slot, "cat ~/held").await?;
+            let release = slots.get(slot).release.clone();
+            Ok::<_, anyhow::Error>(One { file, release })
+        };
         let now = Held {
-            live: run(client, Slot::Live, "cat ~/held").await?,
-            dev: run(client, Slot::Dev, "cat ~/held").await?,
-            release: client.workspace(&workspace()).await?.slots.live.release,
+            live: one(Slot::Live).await?,
+            dev: one(Slot::Dev).await?,
         };
         ensure!(
             now == *before || now == *wanted,
