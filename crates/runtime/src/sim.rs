@@ -305,14 +305,16 @@ impl Runtime for Sim {
     }
 
     async fn unpause(&self, generation: &Generation) -> Result<()> {
-        self.world.with(generation, |c| match c.seen {
-            Seen::Running | Seen::Paused => {
-                c.seen = Seen::Running;
-                Ok(())
-            }
-            _ => Err(Error::Busy("it is not paused".into())),
-        })??;
-        let is_new = !self.heard().contains(generation);
+        let before = self
+            .world
+            .with(generation, |c| match std::mem::replace(&mut c.seen, Seen::Running) {
+                before @ (Seen::Running | Seen::Paused) => Ok(before),
+                other => {
+                    c.seen = other;
+                    Err(Error::Busy("it is not paused".into()))
+                }
+            })??;
+        let is_new = before == Seen::Paused && !self.heard().contains(generation);
         if is_new {
             self.ready(generation, None).await;
         }
