@@ -76,7 +76,11 @@ impl Store {
             if let Some(same) = same(c, &new)? {
                 return Ok(Begun::Same(same));
             }
-            if let Some(open) = view(c, &new.workspace)?.open_deployment {
+            let view = view(c, &new.workspace)?;
+            if view.workspace.deleting {
+                return Err(Error::NotFound);
+            }
+            if let Some(open) = view.open_deployment {
                 return Ok(Begun::Open(open));
             }
             c.execute(

@@ -71,14 +71,11 @@ impl Store {
                     "this workspace has 50 snapshots that were asked for, which is the most; delete one first",
                 ));
             }
-            begin(
-                c,
-                &id,
-                view(c, &workspace)?.slot(slot),
-                slot,
-                deployment.as_ref(),
-                audit.at,
-            )?;
+            let view = view(c, &workspace)?;
+            if view.workspace.deleting {
+                return Err(Error::NotFound);
+            }
+            begin(c, &id, view.slot(slot), slot, deployment.as_ref(), audit.at)?;
             append(c, &audit)?;
             get(c, &id)
         })

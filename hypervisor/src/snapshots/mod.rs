@@ -73,7 +73,12 @@ impl App {
             });
         }
         fail::point("snapshot.copied").await.map_err(ApiError::internal)?;
-        Ok(self.store.snapshot_made(&id).await?)
+        let made = self.store.snapshot_made(&id).await;
+        if matches!(made, Err(choir_store::Error::NotFound)) {
+            // Its workspace was deleted meanwhile.
+            self.remove_snapshot(&id).await;
+        }
+        Ok(made?)
     }
 
     pub async fn delete_snapshot(&self, view: &WorkspaceView, id: &SnapshotId) -> ApiResult<()> {

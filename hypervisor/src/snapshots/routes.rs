@@ -45,7 +45,7 @@ async fn list(
     let mut items = Vec::new();
     for snapshot in app.store.snapshots(&view.workspace.id).await? {
         if snapshot.slot == slot && snapshot.state == SnapshotState::Ready {
-            items.push(wire(&app, snapshot).await?);
+            items.extend(wire(&app, snapshot).await?);
         }
     }
     Ok(Json(api::Page {
@@ -61,7 +61,8 @@ async fn take(
 ) -> ApiResult<(StatusCode, Json<api::Snapshot>)> {
     let (view, slot) = find(&app, &caller, &ws, &slot).await?;
     let snapshot = app.take_snapshot(&view, slot).await?;
-    Ok((StatusCode::CREATED, Json(wire(&app, snapshot).await?)))
+    let shown = wire(&app, snapshot).await?.ok_or_else(ApiError::not_found)?;
+    Ok((StatusCode::CREATED, Json(shown)))
 }
 
 type OnePath = Path<(String, String, String)>;
@@ -73,7 +74,8 @@ async fn show(
 ) -> ApiResult<Json<api::Snapshot>> {
     let (view, _) = find(&app, &caller, &ws, &slot).await?;
     let snapshot = app.store.snapshot(&view.workspace.id, &id_of(&id)?).await?;
-    Ok(Json(wire(&app, snapshot).await?))
+    let shown = wire(&app, snapshot).await?.ok_or_else(ApiError::not_found)?;
+    Ok(Json(shown))
 }
 
 async fn remove(State(app): State<Arc<App>>, caller: Caller, Path((ws, slot, id)): OnePath) -> ApiResult<StatusCode> {
@@ -93,13 +95,18 @@ async fn restore(
     begin(&app, &view, Wish::Restore(slot, id_of(&id)?), &headers, &wait).await
 }
 
-async fn wire(app: &App, snapshot: Snapshot) -> ApiResult<api::Snapshot> {
+/// `None` for one that was deleted meanwhile.
+async fn wire(app: &App, snapshot: Snapshot) -> ApiResult<Option<api::Snapshot>> {
+    let usage = match app.fleet.services.volumes.usage(snapshot.id.as_str()).await {
+        Err(choir_runtime::Error::NotFound) => return Ok(None),
+        usage => usage?,
+    };
     let taken_for = match &snapshot.deployment {
         Some(id) => app.store.deployment(&snapshot.workspace, id).await.ok().map(|d| d.kind),
         None => None,
     };
-    Ok(api::Snapshot {
-        bytes: app.fleet.services.volumes.usage(snapshot.id.as_str()).await?.bytes,
+    Ok(Some(api::Snapshot {
+        bytes: usage.bytes,
         id: snapshot.id,
         slot: snapshot.slot,
         sandbox: snapshot.sandbox,
@@ -107,5 +114,5 @@ async fn wire(app: &App, snapshot: Snapshot) -> ApiResult<api::Snapshot> {
         deployment: snapshot.deployment,
         taken_for,
         created_at: snapshot.created_at,
-    })
+    }))
 }

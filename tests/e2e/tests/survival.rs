@@ -137,6 +137,8 @@ impl Scene {
 
 async fn the_hypervisor_is_killed(scene: &Scene) -> Result<()> {
     scene.client.swap(&workspace(), "before the kill", PATIENCE).await?;
+    // What left live was frozen.
+    person::start(&scene.client, Slot::Dev).await?;
     let (containers, app) = (scene.containers().await?, scene.app().await?);
     let slots = scene.client.workspace(&workspace()).await?.slots;
     let pid = scene.instance.hypervisor_pid()?;
