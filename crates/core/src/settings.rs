@@ -242,6 +242,16 @@ impl ReleaseConfig {
         if !self.start.as_ref().is_none_or(line_ok) {
             return Err(SettingError("`start` has a NUL or is over 32 KiB".to_owned()));
         }
+        if let Some(check) = &self.health {
+            if let Some(port) = check.port {
+                check_port("health.port", port)?;
+            }
+            if !(1..=600).contains(&check.timeout_s) || !check.path.starts_with('/') {
+                return Err(SettingError(
+                    "`health` needs a `path` that begins with / and a `timeout_s` of 1 to 600".to_owned(),
+                ));
+            }
+        }
         validate_env(&self.env)
     }
 }
@@ -305,6 +315,10 @@ mod tests {
             r#"{"services": {"start": "x"}}"#,
             r#"{"services": {"Web": "x"}}"#,
             r#"{"limits": {"pids": 1}}"#,
+            r#"{"health": {"timeout_s": 601}}"#,
+            r#"{"health": {"timeout_s": 0}}"#,
+            r#"{"health": {"path": "well"}}"#,
+            r#"{"health": {"port": 9091}}"#,
         ] {
             assert!(
                 serde_json::from_str::<ReleaseConfig>(bad).unwrap().validate().is_err(),

@@ -147,6 +147,14 @@ impl Store {
             let deployment = open(c, &refill.deployment)?;
             let before = view(c, &deployment.workspace)?;
             let sandbox = before.slot(deployment.slot);
+            if sandbox.refill.is_some() {
+                return Err(Error::Conflict(
+                    "what the slot is to hold is still being put in place; the log says what hinders it",
+                ));
+            }
+            if let Contents::Snapshot(source) = &refill.with {
+                snapshots::must_be_there(c, source)?;
+            }
             snapshots::begin(
                 c,
                 &refill.keep,

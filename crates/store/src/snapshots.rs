@@ -238,6 +238,13 @@ pub(crate) fn set_state(c: &Connection, id: &SnapshotId, state: SnapshotState) -
     Ok(())
 }
 
+pub(crate) fn must_be_there(c: &Connection, id: &SnapshotId) -> Result<()> {
+    match get(c, id)?.state {
+        SnapshotState::Ready => Ok(()),
+        _ => Err(Error::Conflict("the snapshot was deleted meanwhile")),
+    }
+}
+
 /// What a slot was before a deployment.
 pub(crate) fn of_deployment(c: &Connection, deployment: &DeploymentId, slot: Slot) -> Result<Snapshot> {
     let mut statement = c.prepare_cached("SELECT * FROM snapshots WHERE deployment_id = ?1 AND slot = ?2")?;

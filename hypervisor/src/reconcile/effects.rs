@@ -155,6 +155,8 @@ async fn refill(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId, to: &Ref
     fail::point("refill.kept").await?;
     match &to.with {
         Contents::Snapshot(snapshot) => {
+            // What is there goes only for something that is there.
+            volumes.usage(snapshot.as_str()).await.map_err(text)?;
             volumes.delete(own).await.map_err(text)?;
             fail::point("refill.deleted").await?;
             volumes.snapshot(snapshot.as_str(), own, false).await.map_err(text)?;

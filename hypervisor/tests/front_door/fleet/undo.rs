@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use choir_core::deployment::{Contents, Kind, Refill};
+use choir_core::deployment::{Contents, Kind, Refill, Step};
 use choir_core::{DeploymentId, SandboxId, Slot, SnapshotId};
 use choir_runtime::Volumes;
 use choir_runtime::sim::Fault;
-use choir_store::NewDeployment;
+use choir_store::{AuditEvent, Ended, NewDeployment};
 use serde_json::{Value, json};
 
 use super::{Box, change, sandbox, shown, workspace};
@@ -507,4 +507,50 @@ async fn what_does_not_fit_is_found_and_what_belongs_to_nobody_is_removed_when_a
         ["I5"],
         "what is lost cannot be brought back by removing something"
     );
+}
+
+/// The first row that contradicts another one once had every sandbox called a stray.
+#[tokio::test]
+async fn where_rows_contradict_each_other_nothing_is_called_a_stray_and_nothing_is_removed() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    used(&start, &mut ada).await;
+    let id = a_refill_that_nobody_finishes(&start).await;
+    let before = start.volumes.list().await.unwrap();
+    let mut findings = start.app.fsck().await.unwrap();
+    let told: Vec<_> = findings.iter().map(|f| f.told.invariant.as_str()).collect();
+    assert_eq!(told, ["I4"], "{findings:?} for {id}");
+    let services = &start.app.fleet.services;
+    choir_hypervisor::fsck::repair(&mut findings, &*services.runtime, &*services.volumes)
+        .await
+        .unwrap();
+    assert_eq!(start.volumes.list().await.unwrap(), before);
+    assert!(findings.iter().all(|f| !f.told.repaired));
+}
+
+/// A deployment that has ended although its sandbox is still to be refilled.
+async fn a_refill_that_nobody_finishes(start: &Box) -> DeploymentId {
+    let view = start.app.store.all_workspaces().await.unwrap().remove(0);
+    let from = SnapshotId::from_random([4; 16]);
+    let store = &start.app.store;
+    let audit = start.app.event(&view, "snapshot.take");
+    store
+        .begin_snapshot(&from, &view.workspace.id, Slot::Live, None, audit.clone())
+        .await
+        .unwrap();
+    let live = view.live.id.as_str();
+    start.volumes.snapshot(live, from.as_str(), true).await.unwrap();
+    store.snapshot_made(&from).await.unwrap();
+    let id = cut_short(start, Slot::Live, from, async |_, _, _| {}).await;
+    let ended = Ended {
+        step: Step::RolledBack,
+        reason: None,
+        displaced: None,
+    };
+    let audit = AuditEvent {
+        action: "workspace.deployment_ended",
+        ..audit
+    };
+    store.finish_deployment(&id, ended, audit).await.unwrap();
+    id
 }
