@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use choir_api::client::ClientError;
+use choir_api::client::{Client, ClientError};
 use choir_api::workspaces::Deployment;
+use choir_core::Name;
 use choir_core::deployment::Step;
 use data_encoding::BASE32_NOPAD;
 
@@ -21,34 +22,37 @@ pub async fn show<F>(ctx: &Context, what: &str, begin: impl Fn(String) -> F) -> 
 where
     F: Future<Output = Result<Deployment, ClientError>>,
 {
-    let deployment = carry_out(ctx, what, begin).await?;
+    let mut line = Line::begin(ctx.json);
+    let deployment = carry_out(&ctx.client()?, &ctx.workspace, what, &mut line, begin).await?;
+    drop(line);
     let total: u64 = deployment.steps.iter().map(|s| s.took_ms).sum();
     ctx.show(&deployment, || format!("{what}: done in {}", duration(total)))
 }
 
-async fn carry_out<F>(ctx: &Context, what: &str, begin: impl Fn(String) -> F) -> Result<Deployment, Failure>
+/// Begins one and waits for its end, telling how far it is.
+pub async fn carry_out<F>(
+    client: &Client,
+    workspace: &Name,
+    what: &str,
+    line: &mut Line,
+    begin: impl Fn(String) -> F,
+) -> Result<Deployment, Failure>
 where
     F: Future<Output = Result<Deployment, ClientError>>,
 {
-    let client = ctx.client()?;
-    let mut line = Line::begin(ctx.json);
     let begun = Instant::now();
     let mut deployment = once(begin).await?;
     while !deployment.step.is_final() {
-        line.tell(&format!(
-            "{what} … {} … {} s",
-            deployment.step.as_str(),
-            begun.elapsed().as_secs()
-        ));
+        let step = deployment.step.as_str();
+        line.tell(&format!("{what} … {step} … {} s", begun.elapsed().as_secs()));
         tokio::time::sleep(Duration::from_millis(100)).await;
-        deployment = client.deployment(&ctx.workspace, deployment.id.as_str()).await?;
+        deployment = client.deployment(workspace, deployment.id.as_str()).await?;
     }
-    drop(line);
     settled(what, deployment)
 }
 
 /// Begins it. Where the connection broke nobody knows whether it was begun; with the same key asking again is safe.
-pub async fn once<F>(begin: impl Fn(String) -> F) -> Result<Deployment, Failure>
+async fn once<F>(begin: impl Fn(String) -> F) -> Result<Deployment, Failure>
 where
     F: Future<Output = Result<Deployment, ClientError>>,
 {
@@ -60,7 +64,7 @@ where
 }
 
 /// The deployment, if it did what it should.
-pub fn settled(what: &str, deployment: Deployment) -> Result<Deployment, Failure> {
+fn settled(what: &str, deployment: Deployment) -> Result<Deployment, Failure> {
     let came_to = match deployment.step {
         Step::Succeeded => return Ok(deployment),
         Step::RolledBack => "did not succeed, and what was there before is back",

@@ -54,7 +54,7 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         identity: PathBuf,
     },
-    /// Say where database, containers and volumes do not fit together, by the numbers of docs/reference/invariants.md.
+    /// Say where database, containers and volumes do not fit together, by invariants I1 to I6 (docs/invariants.md).
     #[command(after_help = "Example: choir-hypervisor --config /etc/choir/hypervisor.toml fsck")]
     Fsck {
         /// Remove containers and volumes that are in no row of the database. After a restore from a backup these may be

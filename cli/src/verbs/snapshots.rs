@@ -77,7 +77,7 @@ fn list(ctx: &Context, page: &Page<Snapshot>) -> String {
                 ago(Some(s.created_at), ctx.now),
                 bytes(s.bytes),
                 s.taken_for
-                    .map_or_else(|| "asked for".to_owned(), |kind| format!("before a {}", kind.as_str())),
+                    .map_or_else(|| "asked for".to_owned(), |kind| format!("for a {}", kind.as_str())),
             ]
         })
         .collect();

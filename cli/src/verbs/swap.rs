@@ -7,6 +7,7 @@ use choir_core::Name;
 use crate::context::Context;
 use crate::deploying::{self, CALL};
 use crate::failure::Failure;
+use crate::progress::Line;
 
 /// Make dev live and live dev, without dropping a request
 #[derive(Debug, clap::Args)]
@@ -17,15 +18,17 @@ pub struct Args {}
 
 pub async fn run(ctx: &Context, _args: &Args) -> Result<(), Failure> {
     let client = ctx.client()?;
-    deploying::show(ctx, "swap", async |key| client.swap(&ctx.workspace, &key, CALL).await).await
+    deploying::show(ctx, "swap", async |key: String| {
+        client.swap(&ctx.workspace, &key, CALL).await
+    })
+    .await
 }
 
-/// Swaps and waits for the end.
+/// Swaps and waits for the end, without a word.
 pub async fn swap(client: &Client, workspace: &Name) -> Result<Deployment, Failure> {
-    let mut deployment = deploying::once(async |key| client.swap(workspace, &key, CALL).await).await?;
-    while !deployment.step.is_final() {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        deployment = client.deployment(workspace, deployment.id.as_str()).await?;
-    }
-    deploying::settled("swap", deployment)
+    let mut quiet = Line::begin(true);
+    deploying::carry_out(client, workspace, "swap", &mut quiet, async |key| {
+        client.swap(workspace, &key, CALL).await
+    })
+    .await
 }

@@ -193,7 +193,7 @@ pub struct Snapshot {
     pub slot: Slot,
     pub sandbox: SandboxId,
     pub release: ReleaseId,
-    /// Taken before this changed the slot; missing where somebody asked for it.
+    /// What the slot held before this changed it, or before this was taken back; missing where somebody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployment: Option<DeploymentId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,7 +6,8 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::audit::{self, AuditEvent};
-use crate::connection::{create_private, schema};
+use crate::connection::{create_private, migrate};
+use crate::row::millis;
 use crate::{Error, Result, Store};
 
 impl Store {
@@ -31,12 +32,45 @@ impl Store {
 pub fn admit_copy(path: &Path, event: &AuditEvent) -> Result<()> {
     let mut copy = open_copy(path)?;
     check(&copy)?;
-    schema(&copy)?;
+    migrate(&mut copy)?;
     let change = copy.transaction()?;
     change.execute("UPDATE users SET auth_epoch = auth_epoch + 1", [])?;
+    settle_deployments(&change, event)?;
     audit::append(&change, event)?;
     audit::Chain::default().extend(&change)?;
     change.commit()?;
+    Ok(())
+}
+
+/// What was under way when the copy was made is long over on the disks, which are no part of it: done again, it would
+/// replace what came since.
+fn settle_deployments(copy: &Connection, event: &AuditEvent) -> Result<()> {
+    let open: Vec<(String, String)> = copy
+        .prepare(
+            "SELECT d.workspace_id, w.user_id FROM deployments d JOIN workspaces w ON w.id = d.workspace_id
+             WHERE d.finished_at IS NULL",
+        )?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    copy.execute(
+        "UPDATE deployments SET step = 'failed', finished_at = ?1, reason = 'the backup was made while it was under way'
+         WHERE finished_at IS NULL",
+        [millis(event.at)],
+    )?;
+    for (workspace, user) in open {
+        let user = user.parse().map_err(|e| Error::Corrupt(format!("user_id: {e}")))?;
+        let ended = AuditEvent {
+            user: Some(user),
+            action: "workspace.deployment_ended",
+            subject: workspace,
+            outcome: "failed",
+            ..event.clone()
+        };
+        audit::append(copy, &ended)?;
+    }
+    copy.execute("UPDATE sandboxes SET refill = NULL", [])?;
+    // One that was not finished after all is what `fsck` finds missing.
+    copy.execute("UPDATE snapshots SET state = 'ready' WHERE state = 'making'", [])?;
     Ok(())
 }
 

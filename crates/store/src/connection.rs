@@ -291,7 +291,7 @@ pub(crate) fn schema(connection: &Connection) -> Result<usize> {
     Ok(version)
 }
 
-fn migrate(connection: &mut Connection) -> Result<()> {
+pub(crate) fn migrate(connection: &mut Connection) -> Result<()> {
     let version = schema(connection)?;
     for (index, sql) in MIGRATIONS.iter().enumerate().skip(version) {
         let transaction = connection.transaction()?;

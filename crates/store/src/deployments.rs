@@ -1,7 +1,7 @@
 //! Deployments and their journal. The switch itself is one transaction.
 
 use choir_core::deployment::{Contents, Displaced, Kind, Refill, Step, UNDOABLE};
-use choir_core::{DeploymentId, ReleaseId, SandboxId, Slot, WorkspaceId};
+use choir_core::{DeploymentId, ReleaseId, SandboxId, Slot, SnapshotId, WorkspaceId};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -191,19 +191,35 @@ impl Store {
         .await
     }
 
-    /// The deployment came to nothing for this reason: its slot is to hold again what it held before.
-    pub async fn return_contents(&self, id: &DeploymentId, reason: &str, audit: AuditEvent) -> Result<Refill> {
-        let (id, reason) = (id.clone(), reason.to_owned());
+    /// The deployment came to nothing for this reason: its slot is to hold again what it held before. What it holds by now
+    /// is kept as the snapshot `keep`, since people may have written to it.
+    pub async fn return_contents(
+        &self,
+        id: &DeploymentId,
+        keep: &SnapshotId,
+        reason: &str,
+        audit: AuditEvent,
+    ) -> Result<Refill> {
+        let (id, keep, reason) = (id.clone(), keep.clone(), reason.to_owned());
         self.write(move |c| {
             let deployment = open(c, &id)?;
-            let sandbox = view(c, &deployment.workspace)?.slot(deployment.slot).id.clone();
-            let kept = snapshots::of_deployment(c, &id, deployment.slot)?;
+            let view = view(c, &deployment.workspace)?;
+            let sandbox = view.slot(deployment.slot);
+            let before = snapshots::of_deployment(c, &id, deployment.slot)?;
+            let keep = match &sandbox.refill {
+                // The new contents were never there, or never whole.
+                Some(pending) => pending.keep.clone(),
+                None => {
+                    snapshots::begin(c, &keep, sandbox, deployment.slot, Some(&id), audit.at)?;
+                    keep
+                }
+            };
             let refill = Refill {
                 deployment: id.clone(),
-                keep: kept.id.clone(),
-                with: Contents::Snapshot(kept.id),
+                keep,
+                with: Contents::Snapshot(before.id),
             };
-            fill(c, &sandbox, &refill, &kept.release)?;
+            fill(c, &sandbox.id, &refill, &before.release)?;
             c.execute(
                 "UPDATE deployments SET reason = ?2 WHERE id = ?1",
                 params![id.as_str(), reason],
@@ -290,7 +306,7 @@ pub(crate) fn undoable(c: &Connection, workspace: &WorkspaceId) -> Result<Vec<De
     let mut statement = c.prepare_cached(
         "SELECT d.id FROM deployments d JOIN snapshots s ON s.deployment_id = d.id AND s.slot = 'live' AND s.state = 'ready'
          WHERE d.workspace_id = ?1 AND d.slot = 'live' AND d.step = 'succeeded'
-         ORDER BY d.created_at DESC, d.rowid DESC LIMIT ?2",
+         ORDER BY d.rowid DESC LIMIT ?2",
     )?;
     let ids: Vec<String> = statement
         .query_map(params![workspace.as_str(), UNDOABLE], |row| row.get(0))?

@@ -247,7 +247,8 @@ pub(crate) fn must_be_there(c: &Connection, id: &SnapshotId) -> Result<()> {
 
 /// What a slot was before a deployment.
 pub(crate) fn of_deployment(c: &Connection, deployment: &DeploymentId, slot: Slot) -> Result<Snapshot> {
-    let mut statement = c.prepare_cached("SELECT * FROM snapshots WHERE deployment_id = ?1 AND slot = ?2")?;
+    let mut statement =
+        c.prepare_cached("SELECT * FROM snapshots WHERE deployment_id = ?1 AND slot = ?2 ORDER BY rowid")?;
     let found = collect(statement.query(params![deployment.as_str(), slot.as_str()])?)?;
     found.into_iter().next().ok_or(Error::NotFound)
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use choir_core::deployment::{Displaced, Step};
+use choir_core::deployment::{Displaced, Kind, Step};
 use choir_core::sandbox::Observed;
 use choir_core::{Awake, Slot};
 use choir_store::{AuditEvent, Deployment, Ended, WorkspaceView};
@@ -27,7 +27,7 @@ impl App {
         asked: &AuditEvent,
     ) -> Result<Ended, String> {
         let mut times = vec![self.passed(Step::Verifying)];
-        self.both_ready(view).await?;
+        self.ready_for(deployment.kind, view).await?;
         fail::point("exchange.verified").await?;
         let (live, dev) = tokio::join!(
             self.snapshot_for(deployment, view, Slot::Live),
@@ -66,8 +66,9 @@ impl App {
         })
     }
 
-    /// Both sandboxes up and answering, and the app of the one that is to be live well.
-    async fn both_ready(&self, view: &WorkspaceView) -> Result<(), String> {
+    /// Both sandboxes up and answering, and the app of the one that is to be live well. A rollback asks nothing of what it
+    /// takes out of live.
+    async fn ready_for(&self, kind: Kind, view: &WorkspaceView) -> Result<(), String> {
         let ready = |slot: Slot| async move {
             let handle = self.fleet.handle(&view.slot(slot).id).ok_or("the sandbox is gone")?;
             let why = |e| format!("{slot} is not healthy: {e}");
@@ -77,8 +78,11 @@ impl App {
                 Slot::Live => Ok(()),
             }
         };
+        if kind == Kind::Rollback {
+            return ready(Slot::Dev).await;
+        }
         let (live, dev) = tokio::join!(ready(Slot::Live), ready(Slot::Dev));
-        live.and(dev).map(drop)
+        live.and(dev)
     }
 
     /// Whether the websockets that were told to come again are gone soon.

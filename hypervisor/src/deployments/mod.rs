@@ -21,6 +21,10 @@ pub mod routes;
 
 /// How long a sandbox may take to become healthy.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(30);
+/// The same after a restart of the hypervisor, or of the box, when many start at once.
+const RESTARTED_WITHIN: Duration = Duration::from_secs(300);
+/// Between two tries of what must not be given up.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long requests under way may take to finish before their sandbox is frozen or stopped.
 pub const DRAINED_WITHIN: Duration = Duration::from_secs(10);
 
@@ -91,6 +95,18 @@ impl App {
             return Ok(same);
         }
         self.plan(view, &wish).await?;
+        let app = self.clone();
+        // Apart, since a caller that goes away during the commit must not leave it begun and never carried out.
+        let begun = tokio::spawn(async move { app.commit_and_carry_out(new, wish, audit).await });
+        begun.await.map_err(ApiError::internal)?
+    }
+
+    async fn commit_and_carry_out(
+        self: Arc<Self>,
+        new: NewDeployment,
+        wish: Wish,
+        audit: AuditEvent,
+    ) -> ApiResult<Deployment> {
         match self.store.begin_deployment(new, audit.clone()).await? {
             Begun::Same(deployment) => Ok(deployment),
             Begun::Open(open) => Err(ApiError::conflict(
@@ -212,7 +228,17 @@ impl App {
         };
         fail::point("deployment.ending").await.ok();
         let (id, step, reason) = (&deployment.id, ended.step.as_str(), ended.reason.clone());
-        match self.store.finish_deployment(id, ended, audit).await {
+        let recorded = loop {
+            match self.store.finish_deployment(id, ended.clone(), audit.clone()).await {
+                // A full disk has room again some day.
+                Err(error @ choir_store::Error::Full(_)) => {
+                    tracing::error!(deployment = %id, %error, "the end of a deployment cannot be recorded; trying again");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                recorded => break recorded,
+            }
+        };
+        match recorded {
             Ok(_) => tracing::info!(deployment = %id, step, reason, "deployment ended"),
             // It stays open in the journal; the next start ends it by the same rule.
             Err(error) => tracing::error!(deployment = %id, %error, "the end of a deployment could not be recorded"),
@@ -231,7 +257,7 @@ impl App {
 
     /// Ends what a crash left open: undone before the switch was committed. Gives what is to be rolled forward once the
     /// sandboxes are taken over.
-    pub async fn recover_deployments(&self) -> Result<Vec<Deployment>, choir_store::Error> {
+    pub async fn recover_deployments(self: &Arc<Self>) -> Result<Vec<Deployment>, choir_store::Error> {
         let mut ahead = Vec::new();
         for deployment in self.store.open_deployments().await? {
             if deployment.step.is_switched() {
@@ -244,8 +270,9 @@ impl App {
                 reason: Some(reason.to_owned()),
                 displaced: None,
             };
-            let audit = self.recovery(&deployment).await?;
-            self.end(&deployment, ended, audit).await;
+            let (app, audit) = (self.clone(), self.recovery(&deployment).await?);
+            // Apart, since a full disk must not keep the hypervisor from its start.
+            tokio::spawn(async move { app.end(&deployment, ended, audit).await });
         }
         Ok(ahead)
     }
@@ -269,7 +296,7 @@ impl App {
                     reason: None,
                     displaced: None,
                 },
-                _ => self.await_contents(&deployment, &audit).await,
+                _ => self.await_contents(&deployment, RESTARTED_WITHIN, &audit).await,
             };
             self.end(&deployment, ended, audit).await;
             Ok::<_, choir_store::Error>(())

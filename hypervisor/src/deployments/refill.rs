@@ -7,16 +7,14 @@ use choir_core::deployment::{Contents, Refill, Step};
 use choir_core::{ReleaseId, SnapshotId};
 use choir_store::{AuditEvent, Deployment, Ended};
 
-use super::{HEALTHY_WITHIN, text};
+use super::{AGAIN, HEALTHY_WITHIN, text};
 use crate::app::App;
 use crate::fail;
 use crate::random::draw;
-use crate::reconcile::Handle;
+use crate::reconcile::{Handle, WakeError};
 
 /// How long the contents of a volume may take to be replaced. Without a disk that shares what is equal, all is copied.
 const FILLED_WITHIN: Duration = Duration::from_secs(1800);
-/// Between two tries of what must not be given up.
-const AGAIN: Duration = Duration::from_secs(1);
 
 impl App {
     pub(super) async fn refill(
@@ -48,12 +46,13 @@ impl App {
         if let Some(handle) = self.fleet.handle(&after.slot(deployment.slot).id) {
             handle.refill(refill).await;
         }
-        Ok(self.await_contents(deployment, asked).await)
+        Ok(self.await_contents(deployment, HEALTHY_WITHIN, asked).await)
     }
 
-    /// Waits until the slot runs well with its new contents; if it does not, until it has its old ones back.
-    pub(super) async fn await_contents(&self, deployment: &Deployment, asked: &AuditEvent) -> Ended {
-        let Err(reason) = self.runs_well(deployment).await else {
+    /// Waits until the slot runs well with its new contents, for which it has so long; if it does not, until it has its old
+    /// ones back.
+    pub(super) async fn await_contents(&self, deployment: &Deployment, within: Duration, asked: &AuditEvent) -> Ended {
+        let Err(reason) = self.runs_well(deployment, within).await else {
             return Ended {
                 step: Step::Succeeded,
                 reason: None,
@@ -78,7 +77,8 @@ impl App {
             action: "workspace.return",
             ..asked.clone()
         };
-        let refill = self.store.return_contents(&deployment.id, reason, audit).await?;
+        let keep = SnapshotId::from_random(draw(&*self.random));
+        let refill = self.store.return_contents(&deployment.id, &keep, reason, audit).await?;
         fail::point("contents.returning").await.ok();
         let view = self.store.workspace(&deployment.workspace).await?;
         self.publish(&view).await;
@@ -92,7 +92,7 @@ impl App {
     pub(super) async fn await_return(&self, deployment: &Deployment, reason: Option<String>) -> Ended {
         let reason = reason.unwrap_or_default();
         let back = match self.handle_of(deployment).await {
-            Ok(handle) => filled_and_ready(&handle).await.map(drop),
+            Ok(handle) => filled_and_ready(&handle, HEALTHY_WITHIN).await.map(drop),
             Err(error) => Err(error),
         };
         let reason = match back {
@@ -106,9 +106,9 @@ impl App {
         }
     }
 
-    async fn runs_well(&self, deployment: &Deployment) -> Result<(), String> {
+    async fn runs_well(&self, deployment: &Deployment, within: Duration) -> Result<(), String> {
         let handle = self.handle_of(deployment).await?;
-        let generation = filled_and_ready(&handle).await?;
+        let generation = filled_and_ready(&handle, within).await?;
         let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
         self.app_is_well(&view, deployment.slot, &generation).await
     }
@@ -120,9 +120,15 @@ impl App {
     }
 }
 
-async fn filled_and_ready(handle: &Handle) -> Result<choir_core::Generation, String> {
+/// That it waits for a place to run in says nothing of what it holds.
+async fn filled_and_ready(handle: &Handle, within: Duration) -> Result<choir_core::Generation, String> {
     if handle.settle(FILLED_WITHIN, |status| !status.refilling).await.refilling {
         return Err("its files could not be replaced in time; the log says why".to_owned());
     }
-    handle.wake(HEALTHY_WITHIN).await.map_err(text)
+    loop {
+        match handle.wake(within).await {
+            Err(WakeError::InLine(_) | WakeError::Busy) => tokio::time::sleep(AGAIN).await,
+            woken => return woken.map_err(text),
+        }
+    }
 }

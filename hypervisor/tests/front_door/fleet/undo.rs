@@ -1,13 +1,14 @@
-//! Rollback, deploy, restore, fork and snapshots: what they bring back, what they keep, and what a crash leaves.
+//! Rollback, deploy, restore, fork and snapshots: what they bring back and what they keep.
+
+mod crashes;
 
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use choir_core::deployment::{Contents, Kind, Refill, Step};
-use choir_core::{DeploymentId, SandboxId, Slot, SnapshotId};
-use choir_runtime::Volumes;
+use choir_core::deployment::Step;
+use choir_core::sandbox::{Exit, Observed};
+use choir_core::{SandboxId, Slot};
 use choir_runtime::sim::Fault;
-use choir_store::{AuditEvent, Ended, NewDeployment};
 use serde_json::{Value, json};
 
 use super::{Box, change, sandbox, shown, workspace};
@@ -361,196 +362,77 @@ async fn deleting_a_workspace_takes_its_snapshots_along() {
     start.fits_together().await;
 }
 
-/// The same database and disk as after a crash that came once `refill` was committed, and as far as `done` goes.
-async fn cut_short(
-    start: &Box,
-    slot: Slot,
-    with: SnapshotId,
-    done: impl AsyncFnOnce(&Box, &SandboxId, &Refill),
-) -> DeploymentId {
-    let view = start.app.store.all_workspaces().await.unwrap().remove(0);
-    let sandbox = view.slot(slot).clone();
-    let id = DeploymentId::from_random([9; 16]);
-    let new = NewDeployment {
-        id: id.clone(),
-        workspace: view.workspace.id.clone(),
-        kind: Kind::Restore,
-        slot,
-        idempotency_key: None,
-    };
-    let audit = start.app.event(&view, "workspace.restore");
-    let store = &start.app.store;
-    store.begin_deployment(new, audit.clone()).await.unwrap();
-    let refill = Refill {
-        deployment: id.clone(),
-        keep: SnapshotId::from_random([6; 16]),
-        with: Contents::Snapshot(with),
-    };
-    store
-        .switch_contents(refill.clone(), sandbox.release, Vec::new(), audit)
-        .await
-        .unwrap();
-    done(start, &sandbox.id, &refill).await;
-    id
+/// A release whose app never passes its check, which the simulated one answers with 200.
+async fn unwell(start: &Box, ada: &mut Browser) -> Value {
+    let known = start.app.store.releases().await.unwrap().remove(0);
+    let config = json!({"health": {"expect": 500, "timeout_s": 2}});
+    let asked = json!({"image": known.image_digest, "config": config});
+    ada.post("/api/releases", asked).await.expect(StatusCode::CREATED)["id"].clone()
 }
 
 #[tokio::test]
-async fn contents_that_a_crash_found_half_replaced_are_replaced_by_the_next_start() {
-    for far in 0..4 {
-        let start = Box::new().await;
-        let mut ada = start.ada().await;
-        let [live, _] = used(&start, &mut ada).await;
-        let path = format!("{MAIN}/slots/live/snapshots");
-        let taken = ada.post(&path, json!({})).await.expect(StatusCode::CREATED);
-        start.write(&live, "changed");
-        let from: SnapshotId = taken["id"].as_str().unwrap().parse().unwrap();
-        let id = cut_short(&start, Slot::Live, from.clone(), async |start, live, refill| {
-            let (own, keep) = (live.as_str(), refill.keep.as_str());
-            if far > 0 {
-                start.volumes.snapshot(own, keep, true).await.unwrap();
-            }
-            if far > 1 {
-                start.volumes.delete(own).await.unwrap();
-            }
-            if far > 2 {
-                start.volumes.snapshot(from.as_str(), own, false).await.unwrap();
-            }
-        })
-        .await;
-        let again = start.restarted().await;
-        ada.router = again.router.clone();
-        let view = again.app.store.all_workspaces().await.unwrap().remove(0);
-        let minute = Duration::from_secs(60);
-        let ended = again
-            .app
-            .await_deployment(&view.workspace.id, &id, minute)
-            .await
-            .unwrap();
-        assert_eq!(ended.step.as_str(), "succeeded", "{far}: {ended:?}");
-        assert_eq!(again.home(live.as_str()), "good", "{far}");
-        assert_eq!(
-            again.home(SnapshotId::from_random([6; 16]).as_str()),
-            "changed",
-            "{far}"
-        );
-        assert_eq!(shown(&mut ada).await["slots"]["live"]["state"], "ready");
-        again.fits_together().await;
-    }
-}
-
-#[tokio::test]
-async fn a_snapshot_that_a_crash_cut_short_is_gone_after_the_next_start() {
-    let start = Box::new().await;
-    let mut ada = start.ada().await;
-    used(&start, &mut ada).await;
-    let view = start.app.store.all_workspaces().await.unwrap().remove(0);
-    let id = SnapshotId::from_random([5; 16]);
-    let audit = start.app.event(&view, "snapshot.take");
-    let store = &start.app.store;
-    store
-        .begin_snapshot(&id, &view.workspace.id, Slot::Live, None, audit)
-        .await
-        .unwrap();
-    start
-        .volumes
-        .snapshot(view.live.id.as_str(), id.as_str(), true)
-        .await
-        .unwrap();
-    let again = start.restarted().await;
-    ada.router = again.router.clone();
-    assert!(snapshots(&mut ada, Slot::Live).await.is_empty());
-    again.fits_together().await;
-}
-
-#[tokio::test]
-async fn what_does_not_fit_is_found_and_what_belongs_to_nobody_is_removed_when_asked() {
+async fn what_is_written_before_a_deploy_is_taken_back_is_kept_as_a_snapshot() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
     let [live, _] = used(&start, &mut ada).await;
-    succeeds(&mut ada, "swap", json!({})).await;
-    start.fits_together().await;
-    let listed = ada.get("/admin/fsck").await.expect(StatusCode::OK);
-    assert_eq!(listed["items"], json!([]));
-
-    start.volumes.snapshot(live.as_str(), "s-stray", false).await.unwrap();
-    let kept = snapshots(&mut ada, Slot::Live).await[0]["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    start.volumes.delete(&kept).await.unwrap();
-    let mut findings = start.app.fsck().await.unwrap();
-    let told: Vec<_> = findings
-        .iter()
-        .map(|f| (f.told.invariant.as_str(), f.told.what.clone()))
-        .collect();
-    assert_eq!(
-        told,
-        [
-            ("I2", "volume s-stray is in no row of the database".to_owned()),
-            ("I5", format!("volume {kept} is missing")),
-        ]
-    );
-    let services = &start.app.fleet.services;
-    choir_hypervisor::fsck::repair(&mut findings, &*services.runtime, &*services.volumes)
+    let release = unwell(&start, &mut ada).await;
+    let before = start.app.fleet.handle(&live).unwrap().ready().unwrap().number;
+    let path = format!("{MAIN}/slots/live/deploy");
+    let begun = ada
+        .post(&path, json!({"release": release}))
+        .await
+        .expect(StatusCode::ACCEPTED);
+    let handle = start.app.fleet.handle(&live).unwrap();
+    let served = handle
+        .settle(
+            Duration::from_secs(20),
+            |s| matches!(s.observed, Observed::Ready { generation, .. } if generation > before),
+        )
+        .await;
+    assert_eq!(served.observed.name(), "ready");
+    start.write(&live, "written while it was judged");
+    let view = start.app.store.all_workspaces().await.unwrap().remove(0);
+    let id = begun["id"].as_str().unwrap().parse().unwrap();
+    let minute = Duration::from_secs(60);
+    let ended = start
+        .app
+        .await_deployment(&view.workspace.id, &id, minute)
         .await
         .unwrap();
-    let left: Vec<_> = start
-        .app
-        .fsck()
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|f| f.told.invariant)
-        .collect();
-    assert_eq!(
-        left,
-        ["I5"],
-        "what is lost cannot be brought back by removing something"
-    );
+    assert_eq!(ended.step, Step::RolledBack, "{ended:?}");
+    assert_eq!(start.home(live.as_str()), "good");
+    let mut kept = Vec::new();
+    for snapshot in snapshots(&mut ada, Slot::Live).await {
+        kept.push(start.home(snapshot["id"].as_str().unwrap()));
+    }
+    assert!(kept.contains(&"written while it was judged".to_owned()), "{kept:?}");
+    start.fits_together().await;
 }
 
-/// The first row that contradicts another one once had every sandbox called a stray.
 #[tokio::test]
-async fn where_rows_contradict_each_other_nothing_is_called_a_stray_and_nothing_is_removed() {
+async fn a_live_that_no_longer_starts_does_not_keep_what_was_frozen_out() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
-    used(&start, &mut ada).await;
-    let id = a_refill_that_nobody_finishes(&start).await;
-    let before = start.volumes.list().await.unwrap();
-    let mut findings = start.app.fsck().await.unwrap();
-    let told: Vec<_> = findings.iter().map(|f| f.told.invariant.as_str()).collect();
-    assert_eq!(told, ["I4"], "{findings:?} for {id}");
-    let services = &start.app.fleet.services;
-    choir_hypervisor::fsck::repair(&mut findings, &*services.runtime, &*services.volumes)
-        .await
-        .unwrap();
-    assert_eq!(start.volumes.list().await.unwrap(), before);
-    assert!(findings.iter().all(|f| !f.told.repaired));
-}
-
-/// A deployment that has ended although its sandbox is still to be refilled.
-async fn a_refill_that_nobody_finishes(start: &Box) -> DeploymentId {
-    let view = start.app.store.all_workspaces().await.unwrap().remove(0);
-    let from = SnapshotId::from_random([4; 16]);
-    let store = &start.app.store;
-    let audit = start.app.event(&view, "snapshot.take");
-    store
-        .begin_snapshot(&from, &view.workspace.id, Slot::Live, None, audit.clone())
-        .await
-        .unwrap();
-    let live = view.live.id.as_str();
-    start.volumes.snapshot(live, from.as_str(), true).await.unwrap();
-    store.snapshot_made(&from).await.unwrap();
-    let id = cut_short(start, Slot::Live, from, async |_, _, _| {}).await;
-    let ended = Ended {
-        step: Step::RolledBack,
-        reason: None,
-        displaced: None,
+    let [good, new] = used(&start, &mut ada).await;
+    succeeds(&mut ada, "swap", json!({})).await;
+    for _ in 0..choir_core::sandbox::ATTEMPTS {
+        start.world.fail_next(&new, Fault::FailCreate);
+    }
+    let handle = start.app.fleet.handle(&new).unwrap();
+    let exit = Exit {
+        code: 1,
+        oom_killed: false,
     };
-    let audit = AuditEvent {
-        action: "workspace.deployment_ended",
-        ..audit
-    };
-    store.finish_deployment(&id, ended, audit).await.unwrap();
-    id
+    start.world.exit(&handle.ready().unwrap(), exit).await;
+    let broken = handle
+        .settle(Duration::from_secs(30), |s| {
+            matches!(s.observed, Observed::Failed { .. })
+        })
+        .await;
+    assert_eq!(broken.observed.name(), "failed");
+    let starts = start.world.starts();
+    succeeds(&mut ada, "rollback", json!({})).await;
+    let after = shown(&mut ada).await;
+    assert_eq!(sandbox(&after, Slot::Live), good);
+    assert_eq!(start.world.starts(), starts, "the frozen one goes on");
 }
