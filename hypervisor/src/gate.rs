@@ -59,16 +59,20 @@ impl Gatekeeper {
         if !self.app.taken_over().await {
             return Err(ApiError::not_taken_over().into_response());
         }
-        let entry = self.app.table.get(&host.user, &host.workspace);
-        let Some((entry, port)) = entry.and_then(|e| admitted_port(&e, host, session.as_deref()).map(|p| (e, p)))
-        else {
-            return Err(self.turn_away(&name, head, session.is_some()));
+        let (entry, port, generation) = loop {
+            let entry = self.app.table.get(&host.user, &host.workspace);
+            let Some((entry, port)) = entry.and_then(|e| admitted_port(&e, host, session.as_deref()).map(|p| (e, p)))
+            else {
+                return Err(self.turn_away(&name, head, session.is_some()));
+            };
+            let handle = &entry.slot(host.slot).handle;
+            if let Some(generation) = handle.ready() {
+                break (entry, port, generation);
+            }
+            self.wake(handle, head, session.is_some()).await?;
+            // Once more from the table: what its hosts mean may have changed while it was away.
         };
         let target = entry.slot(host.slot);
-        let generation = match target.handle.ready() {
-            Some(generation) => generation,
-            None => self.wake(&target.handle, head, session.is_some()).await?,
-        };
         let visitor = match session {
             Some(session) => self.visitor(&session),
             None => self.nobody.clone(),

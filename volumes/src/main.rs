@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 mod backend;
+mod image;
 mod kernel;
 mod privileges;
 mod serve;
@@ -42,7 +43,11 @@ struct Options {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
-        Some("unpack") if arguments.len() == 1 => return unpack::child(),
+        Some("unpack") => {
+            if let Some((from, most)) = what_to_unpack(&arguments[1..]) {
+                return unpack::child(from, most);
+            }
+        }
         _ if arguments.iter().any(|a| a == "--help" || a == "-h") => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
@@ -59,6 +64,13 @@ fn main() -> ExitCode {
     let Err(problem) = start(options);
     eprintln!("choir-volumes: {problem}");
     ExitCode::FAILURE
+}
+
+/// As the server tells the child that it starts for this.
+fn what_to_unpack(arguments: &[String]) -> Option<(wire::Source, u64)> {
+    let [from, most] = arguments else { return None };
+    let from = wire::Source::ALL.into_iter().find(|source| source.name() == from)?;
+    Some((from, most.parse().ok()?))
 }
 
 fn parse(arguments: &[String]) -> Result<Options, String> {

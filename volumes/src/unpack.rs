@@ -1,13 +1,15 @@
-//! A tar stream becomes a root tree. The parsing happens in a child of few privileges, chrooted
-//! into the fresh tree, which is given nothing but the bytes; the parent counts and hashes them.
-//! Must not know volumes.
+//! A tar stream or an image archive becomes a root tree. The parsing happens in a child of few
+//! privileges, chrooted into the fresh tree, which is given nothing but the bytes. Those of a stream
+//! are counted and hashed by the parent; those of an image are checked by the child against the
+//! digests that the image is made of. Must not know volumes.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -17,10 +19,14 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use sha2::{Digest, Sha256};
 use tar::{Archive, Entry, EntryType};
 
+use crate::image::Image;
 use crate::privileges;
-use crate::wire::{Code, Failure};
+use crate::wire::{Code, Failure, Source};
 
-const MAX_BYTES: u64 = 64 << 30;
+/// How the name of a layer's entry begins that takes another one away.
+const WHITEOUT: &[u8] = b".wh.";
+/// What follows then, where it takes away all there is in its directory.
+const OPAQUE: &[u8] = b".wh..opq";
 const MAX_ENTRIES: usize = 2_000_000;
 /// Memory of the child, bytes: a long name or header cannot take more.
 const CHILD_MEMORY: u64 = 512 << 20;
@@ -29,50 +35,72 @@ const MAX_MESSAGE: u64 = 4096;
 const EXIT_REFUSED: u8 = 2;
 const EXIT_NO_SPACE: u8 = 3;
 
-/// Feeds `tar` (a regular file or pipe) to a child that unpacks into `root`. Returns the stream's
-/// length and the hex SHA-256 of all of it.
-pub fn unpack(root: &Path, tar: OwnedFd) -> Result<(u64, String), Failure> {
-    let kind = fstat(&tar).map(|s| FileType::from_raw_mode(s.st_mode));
-    if !matches!(kind, Ok(FileType::RegularFile | FileType::Fifo)) {
-        return Err(refused("The tar descriptor is neither a file nor a pipe."));
+/// Unpacks what `source` holds into `root`, at most `most` bytes. Returns how many were read, and a
+/// hex SHA-256: of all of a tar stream (a regular file or pipe), or the digest of an image (a file).
+pub fn unpack(root: &Path, source: OwnedFd, from: Source, most: u64) -> Result<(u64, String), Failure> {
+    let kind = fstat(&source).map(|s| FileType::from_raw_mode(s.st_mode));
+    match (kind, from) {
+        (Ok(FileType::RegularFile), _) | (Ok(FileType::Fifo), Source::Tar) => {}
+        (_, Source::Tar) => return Err(refused("The tar descriptor is neither a file nor a pipe.")),
+        (_, Source::Image) => return Err(refused("The image descriptor is not a file.")),
     }
+    let source = File::from(source);
+    let given = |file: &File| file.try_clone().map_err(|e| Failure::io("hand on the image", e));
+    let stdin = match from {
+        Source::Tar => Stdio::piped(),
+        Source::Image => Stdio::from(given(&source)?),
+    };
     let mut child = Command::new("/proc/self/exe")
-        .arg("unpack")
+        .args(["unpack", from.name(), &most.to_string()])
         .env_clear()
         .current_dir(root)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdin(stdin)
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| Failure::io("start the unpacker", e))?;
-    let fed = feed(&mut child, &File::from(tar));
+    let fed = match from {
+        Source::Tar => feed(&mut child, &source, most).map(Some),
+        Source::Image => Ok(None),
+    };
     if fed.is_err() {
         // Nothing it could still say matters.
         child.kill().map_err(|e| Failure::io("stop the unpacker", e))?;
     }
-    let mut message = String::new();
-    if let Some(said) = child.stderr.take() {
+    let said = |pipe: Option<&mut dyn Read>| -> Result<String, Failure> {
         let mut bytes = Vec::new();
-        let read = said.take(MAX_MESSAGE).read_to_end(&mut bytes);
-        read.map_err(|e| Failure::io("hear the unpacker", e))?;
-        message = String::from_utf8_lossy(&bytes).into_owned();
-    }
+        if let Some(pipe) = pipe {
+            let read = pipe.take(MAX_MESSAGE).read_to_end(&mut bytes);
+            read.map_err(|e| Failure::io("hear the unpacker", e))?;
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let message = said(child.stderr.as_mut().map(|pipe| pipe as _))?;
+    let answer = said(child.stdout.as_mut().map(|pipe| pipe as _))?;
     let status = child.wait().map_err(|e| Failure::io("await the unpacker", e))?;
     let fed = fed?;
-    match status.code().map(u8::try_from) {
-        Some(Ok(0)) => Ok(fed),
-        Some(Ok(EXIT_REFUSED)) => Err(refused(message)),
-        Some(Ok(EXIT_NO_SPACE)) => Err(Failure::new(Code::NoSpace, message)),
+    match (status.code().map(u8::try_from), fed) {
+        (Some(Ok(0)), Some(fed)) => Ok(fed),
+        (Some(Ok(0)), None) => image_of(&answer).ok_or_else(|| refused("The unpacker told no digest.")),
+        (Some(Ok(EXIT_REFUSED)), _) => Err(refused(message)),
+        (Some(Ok(EXIT_NO_SPACE)), _) => Err(Failure::new(Code::NoSpace, message)),
         _ if message.is_empty() => Err(refused(format!("The unpacker died: {status}."))),
         _ => Err(Failure::new(Code::Internal, message)),
     }
+}
+
+/// What the child told of an image: bytes unpacked, and its digest.
+fn image_of(answer: &str) -> Option<(u64, String)> {
+    let (bytes, digest) = answer.trim_end().split_once(' ')?;
+    let whole = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit());
+    whole.then(|| Some((bytes.parse().ok()?, digest.to_owned())))?
 }
 
 fn refused(message: impl Into<String>) -> Failure {
     Failure::new(Code::Refused, message)
 }
 
-fn feed(child: &mut Child, mut tar: &File) -> Result<(u64, String), Failure> {
+fn feed(child: &mut Child, mut tar: &File, most: u64) -> Result<(u64, String), Failure> {
     let mut digest = Sha256::new();
     let mut total = 0;
     let mut chunk = vec![0; 256 * 1024];
@@ -90,8 +118,8 @@ fn feed(child: &mut Child, mut tar: &File) -> Result<(u64, String), Failure> {
             Err(error) => return Err(Failure::io("read the tar stream", error)),
         };
         total += read as u64;
-        if total > MAX_BYTES {
-            return Err(refused("The tar stream is longer than 64 GiB."));
+        if total > most {
+            return Err(refused(format!("The tar stream is longer than {most} bytes.")));
         }
         digest.update(&chunk[..read]);
         match sink.as_mut().map(|s| s.write_all(&chunk[..read])) {
@@ -109,15 +137,38 @@ fn feed(child: &mut Child, mut tar: &File) -> Result<(u64, String), Failure> {
 }
 
 /// The child: unpacks standard input into the current directory.
-pub fn child() -> ExitCode {
-    let Err(error) = confine().and_then(|()| extract(&mut io::stdin().lock())) else {
+pub fn child(from: Source, most: u64) -> ExitCode {
+    let unpacked = confine().and_then(|()| match from {
+        Source::Tar => extract(&mut io::stdin().lock(), Pass::Whole, &mut 0),
+        Source::Image => stack(most),
+    });
+    let Err(error) = unpacked else {
         return ExitCode::SUCCESS;
     };
-    eprint!("Could not unpack the tar: {}.", error.to_string().escape_debug());
+    eprint!(
+        "Could not unpack the {}: {}.",
+        from.name(),
+        error.to_string().replace(char::is_control, " ")
+    );
     ExitCode::from(match cause(&error) {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => EXIT_NO_SPACE,
         _ => EXIT_REFUSED,
     })
+}
+
+/// Unpacks the image on standard input, each layer over those below it, and tells its size and digest.
+fn stack(most: u64) -> io::Result<()> {
+    let image = Image::open(File::from(io::stdin().as_fd().try_clone_to_owned()?))?;
+    let (mut left, mut entries) = (most, 0);
+    for nth in 0..image.layers() {
+        // What a layer takes away is of the layers below, wherever in it that is said.
+        image.layer(nth, &mut left, |tar| extract(tar, Pass::Removals, &mut 0))?;
+        image.layer(nth, &mut { u64::MAX }, |tar| {
+            extract(tar, Pass::Additions, &mut entries)
+        })?;
+    }
+    println!("{} {}", most - left, image.digest);
+    Ok(())
 }
 
 /// The kind of the innermost error: the tar crate wraps what the kernel said.
@@ -146,23 +197,35 @@ fn confine() -> io::Result<()> {
     Ok(setrlimit(Resource::As, limit)?)
 }
 
-fn extract(stream: &mut dyn Read) -> io::Result<()> {
+/// What is taken of a tar's entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// All; it is no layer.
+    Whole,
+    /// What a layer takes away of those below it.
+    Removals,
+    /// What it adds.
+    Additions,
+}
+
+fn extract(stream: &mut dyn Read, pass: Pass, entries: &mut usize) -> io::Result<()> {
     let mut archive = Archive::new(&mut *stream);
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(true);
     archive.set_overwrite(true);
-    for (number, entry) in archive.entries()?.enumerate() {
-        if number >= MAX_ENTRIES {
+    for entry in archive.entries()? {
+        *entries += 1;
+        if *entries > MAX_ENTRIES {
             return Err(io::Error::other("it has more than 2,000,000 entries"));
         }
-        extract_one(&mut entry?)?;
+        extract_one(&mut entry?, pass)?;
     }
     // What follows the end marker belongs to the digest all the same.
     io::copy(stream, &mut io::sink())?;
     Ok(())
 }
 
-fn extract_one(entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
+fn extract_one(entry: &mut Entry<'_, impl Read>, pass: Pass) -> io::Result<()> {
     let name = entry.path()?.into_owned();
     let wrong = |what: &str| Err(io::Error::other(format!("{what}: {}", name.display())));
     if !is_relative(&name) {
@@ -182,15 +245,32 @@ fn extract_one(entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
         EntryType::Block | EntryType::Char => return wrong("an entry is a device node"),
         _ => return wrong("an entry is neither file, directory nor link"),
     }
-    let target = Path::new("/").join(name.strip_prefix(".").unwrap_or(&name));
+    // Without a slash at its end, which would have the kernel look into what is to be replaced.
+    let parts = name.components().filter(|part| matches!(part, Component::Normal(_)));
+    let target: PathBuf = std::iter::once(Component::RootDir).chain(parts).collect();
+    let removes = match (pass, target.file_name().map(|name| name.as_bytes())) {
+        (Pass::Whole, _) | (_, None) => None,
+        (_, Some(name)) => name.strip_prefix(WHITEOUT),
+    };
+    match (pass, removes) {
+        (Pass::Removals, None) | (Pass::Additions, Some(_)) => return Ok(()),
+        _ => {}
+    }
     let Some(parent) = target.parent() else {
         return set_root(entry);
     };
     let (flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     match openat2(CWD, parent, flags, mode, ResolveFlags::NO_SYMLINKS) {
         Err(Errno::LOOP) => return wrong("a name goes through a symbolic link"),
+        Err(Errno::NOENT | Errno::NOTDIR) if removes.is_some() => return Ok(()),
         Err(Errno::NOENT) => std::fs::create_dir_all(parent)?,
         other => drop(other?),
+    }
+    if let Some(removed) = removes {
+        return remove(parent, removed);
+    }
+    if pass == Pass::Additions {
+        make_way(&target, entry.header().entry_type() == EntryType::Directory)?;
     }
     let capability = capability(entry)?;
     entry.unpack(&target)?;
@@ -200,6 +280,42 @@ fn extract_one(entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
         lsetxattr(&target, "security.capability", &value, XattrFlags::empty())?;
     }
     Ok(())
+}
+
+/// Takes away what a whiteout names: one entry of its directory, or all that layers below put there.
+fn remove(directory: &Path, name: &[u8]) -> io::Result<()> {
+    match name {
+        OPAQUE => {
+            for entry in std::fs::read_dir(directory)? {
+                remove_all(&entry?.path())?;
+            }
+            Ok(())
+        }
+        // Other marks of that kind are a storage driver's own.
+        _ if name.starts_with(WHITEOUT) => Ok(()),
+        b"" | b"." | b".." => Err(io::Error::other("a whiteout names nothing")),
+        _ => remove_all(&directory.join(OsStr::from_bytes(name))),
+    }
+}
+
+/// A layer's entry replaces what is there, but a directory keeps what is in it.
+fn make_way(target: &Path, directory: bool) -> io::Result<()> {
+    match std::fs::symlink_metadata(target) {
+        Ok(there) if there.is_dir() && directory => Ok(()),
+        _ => remove_all(target),
+    }
+}
+
+fn remove_all(path: &Path) -> io::Result<()> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(there) if there.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 fn is_relative(name: &Path) -> bool {

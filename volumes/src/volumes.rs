@@ -29,7 +29,7 @@ use crate::kernel::{self, Counted};
 use crate::shift::{self, Base};
 use crate::unpack::unpack;
 use crate::walk::DIRECTORY;
-use crate::wire::{Code, Failure, Request, Response, VolumeId};
+use crate::wire::{Code, Failure, Request, Response, Source, VolumeId};
 
 const LIMIT: &str = "trusted.choir.limit";
 const INHERITED: &str = "trusted.choir.inherited";
@@ -89,13 +89,17 @@ impl Volumes {
         Ok(volumes)
     }
 
-    /// Does what a request asks; `tar` is the descriptor that came with it.
-    pub fn answer(&self, request: Request, tar: Option<OwnedFd>) -> Response {
+    /// Does what a request asks; with the descriptor that came with it.
+    pub fn answer(&self, request: Request, descriptor: Option<OwnedFd>) -> Response {
         let outcome = match request {
-            Request::Create { volume, tar: true } => self.create_from(&volume, tar),
-            _ if tar.is_some() => Err(Failure::new(
+            Request::Create {
+                volume,
+                from: Some(from),
+                most,
+            } => self.create_from(&volume, descriptor, from, most),
+            _ if descriptor.is_some() => Err(Failure::new(
                 Code::Invalid,
-                "Only `create` with `tar` takes a descriptor.",
+                "Only `create` with `from` takes a descriptor.",
             )),
             Request::Hello {} => Ok(Response::Hello {
                 backend: self.backend.name(),
@@ -156,14 +160,24 @@ impl Volumes {
         })
     }
 
-    fn create_from(&self, id: &VolumeId, tar: Option<OwnedFd>) -> Result<Response, Failure> {
+    fn create_from(
+        &self,
+        id: &VolumeId,
+        descriptor: Option<OwnedFd>,
+        from: Source,
+        most: u64,
+    ) -> Result<Response, Failure> {
         let _hold = self.change(id)?;
-        let tar = tar.ok_or_else(|| Failure::new(Code::Invalid, "No descriptor of a tar came with the request."))?;
+        let missing = || {
+            let message = format!("No descriptor came with the request to create from: {}.", from.name());
+            Failure::new(Code::Invalid, message)
+        };
+        let source = descriptor.ok_or_else(missing)?;
         self.assemble(id, |draft| {
             self.backend
                 .make(draft, ROOT)
                 .map_err(|e| Failure::io("make the root", e))?;
-            let (bytes, sha256) = unpack(&draft.join(ROOT), tar)?;
+            let (bytes, sha256) = unpack(&draft.join(ROOT), source, from, most)?;
             self.make_home(draft, 0)?;
             syncfs(&self.handle).map_err(|e| Failure::io("flush the root", e))?;
             Ok(Response::Unpacked { bytes, sha256 })

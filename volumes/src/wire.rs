@@ -4,7 +4,8 @@
 //! ```text
 //! {"verb":"hello"}                                   -> {"backend":"btrfs"|"plain","version":V}
 //! {"verb":"create","volume":ID}                      -> {}
-//! {"verb":"create","volume":ID,"tar":true}           -> {"bytes":N,"sha256":HEX}
+//! {"verb":"create","volume":ID,
+//!  "from":"tar"|"image","most":N?}                   -> {"bytes":N,"sha256":HEX}
 //! {"verb":"snapshot","source":ID,"volume":ID,
 //!  "readonly":BOOL?,"only":"root"?,"replace":"root"?} -> {}
 //! {"verb":"delete","volume":ID}                      -> {}
@@ -16,8 +17,10 @@
 //! ```
 //!
 //! - `create` makes `DIR/ID/root` and `DIR/ID/home`, the two stable paths a container runtime may use.
-//!   With `tar`, the descriptor of a regular file or pipe comes by SCM_RIGHTS in the same `sendmsg`
-//!   as the request line; it is read from its current offset to its end into `root`.
+//!   With `from`, a descriptor comes by SCM_RIGHTS in the same `sendmsg` as the request line, and what
+//!   it holds goes into `root`, of `most` bytes at most (64 GiB if not given). A tar, of a regular file
+//!   or pipe, is read from its current offset to its end, and the SHA-256 is that of all of it. An image
+//!   is an archive in a regular file; the SHA-256 is the image's own.
 //! - `snapshot` copies both trees. With `only`, `home` is empty and owned by user 1000. With
 //!   `replace`, an existing volume's `root` is exchanged for a copy of the source's in one step and
 //!   its `home` stays; the old root is deleted. Neither combines with `readonly`. A new volume has
@@ -67,6 +70,28 @@ pub enum Part {
     Root,
 }
 
+/// What a descriptor holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// A file system as a tar.
+    Tar,
+    /// An image's layers with their manifest.
+    Image,
+}
+
+impl Source {
+    pub const ALL: [Self; 2] = [Self::Tar, Self::Image];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tar => "tar",
+            Self::Image => "image",
+        }
+    }
+}
+
 /// One request line.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
@@ -76,8 +101,9 @@ pub enum Request {
     /// A new volume.
     Create {
         volume: VolumeId,
-        #[serde(default)]
-        tar: bool,
+        from: Option<Source>,
+        #[serde(default = "most_bytes")]
+        most: u64,
     },
     /// A copy of a volume, or of its root.
     Snapshot {
@@ -101,6 +127,10 @@ pub enum Request {
         #[serde(default = "id_range")]
         size: u32,
     },
+}
+
+fn most_bytes() -> u64 {
+    64 << 30
 }
 
 fn id_range() -> u32 {

@@ -182,7 +182,7 @@ impl Volumes for VolumesClient {
     async fn import(&self, release: &str, archive: &Path) -> Result<String> {
         let file = std::fs::File::open(archive)
             .map_err(|e| Error::Refused(format!("the archive {} cannot be read: {e}", archive.display())))?;
-        let request = json!({"verb": "create", "volume": release, "tar": true});
+        let request = json!({"verb": "create", "volume": release, "from": "tar"});
         let unpacked: Unpacked = self.ask(request, Some(file.as_fd()), SLOW).await?;
         Ok(unpacked.sha256)
     }

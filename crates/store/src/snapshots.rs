@@ -75,6 +75,7 @@ impl Store {
             if view.workspace.deleting {
                 return Err(Error::NotFound);
             }
+            still_holds(view.slot(slot), &view.slot(slot).release)?;
             begin(c, &id, view.slot(slot), slot, deployment.as_ref(), audit.at)?;
             append(c, &audit)?;
             get(c, &id)
@@ -82,10 +83,19 @@ impl Store {
         .await
     }
 
-    /// Its volume is there.
+    /// Its volume is there, and is of the release that its row says.
     pub async fn snapshot_made(&self, id: &SnapshotId) -> Result<Snapshot> {
         let id = id.clone();
         self.write(move |c| {
+            let made = get(c, &id)?;
+            let view = view(c, &made.workspace)?;
+            if let Some(sandbox) = Slot::ALL
+                .map(|slot| view.slot(slot))
+                .into_iter()
+                .find(|s| s.id == made.sandbox)
+            {
+                still_holds(sandbox, &made.release)?;
+            }
             set_state(c, &id, SnapshotState::Ready)?;
             get(c, &id)
         })
@@ -179,6 +189,15 @@ impl Store {
         })
         .await
     }
+}
+
+fn still_holds(sandbox: &Sandbox, release: &ReleaseId) -> Result<()> {
+    if sandbox.refill.is_some() || sandbox.release != *release {
+        return Err(Error::Conflict(
+            "what this slot holds is being replaced; take the snapshot when that is done",
+        ));
+    }
+    Ok(())
 }
 
 /// What a deployment under way is made from or keeps, and what live was before each deployment that can be undone.

@@ -271,8 +271,9 @@ impl App {
                 displaced: None,
             };
             let (app, audit) = (self.clone(), self.recovery(&deployment).await?);
-            // Apart, since a full disk must not keep the hypervisor from its start.
-            tokio::spawn(async move { app.end(&deployment, ended, audit).await });
+            let ending = tokio::spawn(async move { app.end(&deployment, ended, audit).await });
+            // A full disk must not keep the hypervisor from its start.
+            let _ = tokio::time::timeout(AGAIN, ending).await;
         }
         Ok(ahead)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use choir_core::deployment::{Contents, Refill, Step};
 use choir_core::{ReleaseId, SnapshotId};
-use choir_store::{AuditEvent, Deployment, Ended};
+use choir_store::{AuditEvent, Deployment, Ended, WorkspaceView};
 
 use super::{AGAIN, HEALTHY_WITHIN, text};
 use crate::app::App;
@@ -24,6 +24,8 @@ impl App {
         release: ReleaseId,
         asked: &AuditEvent,
     ) -> Result<Ended, String> {
+        let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
+        self.has_files(&view, deployment.slot).await.map_err(text)?;
         let refill = Refill {
             deployment: deployment.id.clone(),
             keep: SnapshotId::from_random(draw(&*self.random)),
@@ -42,10 +44,7 @@ impl App {
             .map_err(text)?;
         // Nothing may fail from here on.
         fail::point("contents.switched").await.ok();
-        self.publish(&after).await;
-        if let Some(handle) = self.fleet.handle(&after.slot(deployment.slot).id) {
-            handle.refill(refill).await;
-        }
+        self.begin_refill(&after, deployment, refill).await;
         Ok(self.await_contents(deployment, HEALTHY_WITHIN, asked).await)
     }
 
@@ -81,11 +80,16 @@ impl App {
         let refill = self.store.return_contents(&deployment.id, &keep, reason, audit).await?;
         fail::point("contents.returning").await.ok();
         let view = self.store.workspace(&deployment.workspace).await?;
-        self.publish(&view).await;
+        self.begin_refill(&view, deployment, refill).await;
+        Ok(())
+    }
+
+    /// Requests wait from here on, and what the hosts mean afterwards is published while they do.
+    async fn begin_refill(&self, view: &WorkspaceView, deployment: &Deployment, refill: Refill) {
         if let Some(handle) = self.fleet.handle(&view.slot(deployment.slot).id) {
             handle.refill(refill).await;
         }
-        Ok(())
+        self.publish(view).await;
     }
 
     /// Waits until the slot has its old contents back and runs.

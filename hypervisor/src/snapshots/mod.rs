@@ -51,10 +51,7 @@ impl App {
         deployment: Option<&Deployment>,
         audit: AuditEvent,
     ) -> ApiResult<Snapshot> {
-        if let Some(handle) = self.fleet.handle(&view.slot(slot).id) {
-            let made = |status: &Status| !matches!(status.observed, Observed::Creating { .. });
-            handle.settle(MADE_WITHIN, made).await;
-        }
+        self.has_files(view, slot).await?;
         let id = SnapshotId::from_random(draw(&*self.random));
         let deployment = deployment.map(|d| d.id.clone());
         let snapshot = self
@@ -65,20 +62,34 @@ impl App {
         let volumes = &self.fleet.services.volumes;
         if let Err(error) = volumes.snapshot(snapshot.sandbox.as_str(), id.as_str(), true).await {
             self.remove_snapshot(&id).await;
-            return Err(match error {
-                choir_runtime::Error::NotFound => {
-                    ApiError::conflict("no_files", format!("{slot} has no files yet; start it first."))
-                }
-                other => other.into(),
-            });
+            return Err(error.into());
         }
         fail::point("snapshot.copied").await.map_err(ApiError::internal)?;
         let made = self.store.snapshot_made(&id).await;
-        if matches!(made, Err(choir_store::Error::NotFound)) {
-            // Its workspace was deleted meanwhile.
+        if matches!(
+            made,
+            Err(choir_store::Error::NotFound | choir_store::Error::Conflict(_))
+        ) {
+            // Its workspace was deleted meanwhile, or its slot got other contents.
             self.remove_snapshot(&id).await;
         }
         Ok(made?)
+    }
+
+    /// Whether the volume of a slot was ever made; the one of a new sandbox is waited for.
+    pub(crate) async fn has_files(&self, view: &WorkspaceView, slot: Slot) -> ApiResult<()> {
+        let id = &view.slot(slot).id;
+        if let Some(handle) = self.fleet.handle(id) {
+            let made = |status: &Status| !matches!(status.observed, Observed::Creating { .. });
+            handle.settle(MADE_WITHIN, made).await;
+        }
+        match self.fleet.services.volumes.usage(id.as_str()).await {
+            Err(choir_runtime::Error::NotFound) => {
+                let message = format!("{slot} has no files yet; start it first.");
+                Err(ApiError::conflict("no_files", message))
+            }
+            found => Ok(found.map(drop)?),
+        }
     }
 
     pub async fn delete_snapshot(&self, view: &WorkspaceView, id: &SnapshotId) -> ApiResult<()> {

@@ -15,7 +15,7 @@ const CAPABILITY: &str = "security.capability";
 /// NET_BIND_SERVICE, effective, version 2.
 const VALUE: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-fn root_only() -> bool {
+pub fn root_only() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("skipped: owners can be changed by root only");
@@ -23,7 +23,7 @@ fn root_only() -> bool {
     root
 }
 
-fn header(name: &str, kind: EntryType, mode: u32, size: usize) -> Header {
+pub fn header(name: &str, kind: EntryType, mode: u32, size: usize) -> Header {
     let mut header = Header::new_gnu();
     // Not `set_path`, which refuses what the hostile cases need.
     header.as_gnu_mut().expect("a GNU header").name[..name.len()].copy_from_slice(name.as_bytes());
@@ -35,7 +35,7 @@ fn header(name: &str, kind: EntryType, mode: u32, size: usize) -> Header {
     header
 }
 
-fn add(tar: &mut Builder<Vec<u8>>, mut header: Header, link: &str, data: &[u8]) {
+pub fn add(tar: &mut Builder<Vec<u8>>, mut header: Header, link: &str, data: &[u8]) {
     header.as_gnu_mut().expect("a GNU header").linkname[..link.len()].copy_from_slice(link.as_bytes());
     header.set_cksum();
     tar.append(&header, data).expect("appended");
@@ -78,7 +78,7 @@ fn send(server: &Server, id: &str, tar: &[u8]) -> Value {
     let path = server.pool.beside("stream.tar");
     fs::write(&path, tar).expect("a tar");
     let mut client = server.connect();
-    let request = json!({"verb": "create", "volume": id, "tar": true});
+    let request = json!({"verb": "create", "volume": id, "from": "tar"});
     client.say_with(&request, File::open(path).expect("a tar"));
     client.hear().expect("an answer")
 }
@@ -140,7 +140,7 @@ fn a_tar_comes_through_a_pipe_and_its_volume_is_busy_meanwhile() {
     on_each_backend(|server| {
         let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
         rustix::io::ioctl_fionbio(&reader, true).expect("non-blocking");
-        let request = json!({"verb": "create", "volume": "rel", "tar": true});
+        let request = json!({"verb": "create", "volume": "rel", "from": "tar"});
         let mut client = server.connect();
         client.say_with(&request, &reader);
         drop(reader);
@@ -219,7 +219,7 @@ fn hostile_tars_are_refused_and_leave_nothing() {
 #[test]
 fn only_files_and_pipes_are_read_and_only_where_a_tar_belongs() {
     on_each_backend(|server| {
-        let request = json!({"verb": "create", "volume": "rel", "tar": true});
+        let request = json!({"verb": "create", "volume": "rel", "from": "tar"});
         assert_eq!(server.code(&request), "invalid");
         for wrong in ["/dev/zero", "/"] {
             let mut client = server.connect();
