@@ -2,7 +2,7 @@
 //! compiled in with the feature `failpoints` only. Nothing may depend on one.
 
 /// All of them.
-pub const POINTS: [&str; 28] = [
+pub const POINTS: [&str; 31] = [
     "create.derived",
     "desire.recorded",
     "start.recorded",
@@ -31,6 +31,9 @@ pub const POINTS: [&str; 28] = [
     "snapshot.copied",
     "prune.marked",
     "prune.deleted",
+    "release.taken",
+    "release.retired",
+    "release.cleared",
 ];
 
 /// Passes the point, unless `CHOIR_FAIL` says otherwise.

@@ -61,7 +61,14 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
     let auth = Auth::new(auth_deps(&config, store.clone(), clock.clone(), random.clone(), &key))?;
     let answers = Arc::new(Answers::new(data_encoding::HEXLOWER.encode(&draw::<4>(&*random))));
     let forwarder = Arc::new(Forwarder::new(Arc::new(Doors(runtime.clone())), answers.clone()));
-    let releases = Releases::new(store.clone(), volumes.clone(), clock.clone(), random.clone());
+    let releases = Releases::new(
+        store.clone(),
+        volumes.clone(),
+        clock.clone(),
+        random.clone(),
+        config.beside_store("uploads"),
+        config.limits().disk,
+    );
     let services = Services {
         config: config.clone(),
         store: store.clone(),
@@ -157,6 +164,7 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
     tokio::spawn(app.auth.clone().run());
     let ahead = app.recover_deployments().await?;
     app.clear_snapshots().await?;
+    app.releases.clear().await?;
     let views = app.store.all_workspaces().await?;
     app.fleet.adopt(&views).await?;
     for view in &views {

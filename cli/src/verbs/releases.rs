@@ -1,30 +1,156 @@
-//! `choir releases`: what a sandbox can start from. It must not change anything.
+//! `choir releases`: what a sandbox can start from. It must not know how one is made.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use choir_api::client::Client;
+use choir_api::workspaces::{CreateRelease, Page, Release};
+use choir_core::{ReleaseConfig, ReleaseId, Slot};
+use clap::Subcommand;
+use serde_json::json;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{ago, table};
+use crate::output::{ago, bytes, table};
+use crate::progress;
 
-/// List what sandboxes can start from
+/// How long one call waits for an import; then it asks again.
+const CALL: Duration = Duration::from_secs(60);
+/// Between two looks at one that takes longer.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// List, make and delete what sandboxes can start from
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  choir releases")]
-pub struct Args {}
+#[command(
+    after_help = "Example:\n  choir releases\n  choir releases make --from dev --name with-postgres\n  choir releases import image.tar --name alpine --config config.json\n  choir releases rm r-…\nAn image archive is what `podman save` or `docker save` writes, or `skopeo copy docker://… oci-archive:image.tar` from a registry. Of what the image says of how to run it nothing is used: give `start`, `env`, `app_port` and `health` in the configuration."
+)]
+pub struct Args {
+    #[command(subcommand)]
+    pub what: Option<What>,
+}
 
-pub async fn run(ctx: &Context, _args: &Args) -> Result<(), Failure> {
-    let page = ctx.client()?.releases().await?;
-    ctx.show(&page, || {
-        let rows: Vec<Vec<String>> = page
-            .items
-            .iter()
-            .map(|r| {
-                vec![
-                    r.id.to_string(),
-                    r.name.clone(),
-                    r.state.clone(),
-                    ago(Some(r.created_at), ctx.now),
-                    r.image_digest.chars().take(12).collect(),
-                ]
-            })
-            .collect();
-        table(&["ID", "NAME", "STATE", "CREATED", "IMAGE"], &rows)
+#[derive(Debug, Subcommand)]
+pub enum What {
+    /// List them, with who uses them (the default)
+    List,
+    /// Make one of what the system of a slot is now; its home stays where it is
+    Make {
+        /// Whose system
+        #[arg(long, value_name = "SLOT")]
+        from: Slot,
+        #[arg(long)]
+        name: Option<String>,
+        /// A JSON file: `env`, `start`, `services`, `app_port`, `health`, `limits` [default: as the slot's release says]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Make one of an image archive
+    Import {
+        archive: PathBuf,
+        /// [default: the file's name]
+        #[arg(long)]
+        name: Option<String>,
+        /// A JSON file: `env`, `start`, `services`, `app_port`, `health`, `limits`
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Delete one that nothing uses
+    Rm { id: ReleaseId },
+}
+
+pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
+    let client = ctx.client()?;
+    match &args.what {
+        None | Some(What::List) => {
+            let page = client.releases().await?;
+            ctx.show(&page, || list(ctx, &page))
+        }
+        Some(What::Make { from, name, config }) => {
+            let slots = client.workspace(&ctx.workspace).await?.slots;
+            let asked = CreateRelease {
+                sandbox: Some(slots.get(*from).sandbox.clone()),
+                name: name.clone(),
+                config: config.as_deref().map(read).transpose()?,
+                image: None,
+            };
+            let making = client.create_release(&asked);
+            let made = progress::watch("release", ctx.json, making).await?;
+            tell(ctx, &made)
+        }
+        Some(What::Import { archive, name, config }) => {
+            let named = archive.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            let name = name.clone().or(named).unwrap_or_default();
+            let config = config.as_deref().map(read).transpose()?;
+            let importing = import(&client, archive, &name, config.as_ref());
+            let made = progress::watch("import", ctx.json, importing).await?;
+            tell(ctx, &made)
+        }
+        Some(What::Rm { id }) => {
+            client.delete_release(id).await?;
+            ctx.show(&json!({"deleted": id}), || format!("{id} is gone"))
+        }
+    }
+}
+
+async fn import(
+    client: &Client,
+    archive: &Path,
+    name: &str,
+    config: Option<&ReleaseConfig>,
+) -> Result<Release, Failure> {
+    let cannot = |e| Failure::Failed(format!("{} cannot be read: {e}", archive.display()));
+    let file = std::fs::File::open(archive).map_err(cannot)?;
+    let mut release = client.upload_release(name, config, file, CALL).await?;
+    while release.state == "importing" {
+        tokio::time::sleep(LOOK).await;
+        release = client.release(&release.id).await?;
+    }
+    match release.reason {
+        Some(reason) if release.state == "rejected" => Err(Failure::Failed(reason)),
+        _ => Ok(release),
+    }
+}
+
+fn read(path: &Path) -> Result<ReleaseConfig, Failure> {
+    let wrong = |e: &dyn std::fmt::Display| Failure::Failed(format!("{}: {e}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
+    serde_json::from_str(&text).map_err(|e| wrong(&e))
+}
+
+fn tell(ctx: &Context, made: &Release) -> Result<(), Failure> {
+    ctx.show(made, || {
+        let (id, name) = (&made.id, &made.name);
+        format!("{id} is {name}; try it with: choir deploy dev {id}")
     })
+}
+
+fn list(ctx: &Context, page: &Page<Release>) -> String {
+    let rows: Vec<Vec<String>> = page
+        .items
+        .iter()
+        .map(|r| {
+            let mut used = r.used_by.clone();
+            if r.used_elsewhere > 0 {
+                used.push(format!("{} of others", r.used_elsewhere));
+            }
+            vec![
+                r.id.to_string(),
+                r.name.clone(),
+                if r.own { "you" } else { "the box" }.to_owned(),
+                r.state.clone(),
+                ago(Some(r.created_at), ctx.now),
+                r.bytes.map_or_else(|| "-".to_owned(), bytes),
+                r.image_digest.chars().take(12).collect(),
+                if used.is_empty() {
+                    "-".to_owned()
+                } else {
+                    used.join(", ")
+                },
+            ]
+        })
+        .collect();
+    table(
+        &["ID", "NAME", "OF", "STATE", "CREATED", "HOLDS", "IMAGE", "USED BY"],
+        &rows,
+    )
 }

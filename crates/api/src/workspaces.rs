@@ -203,14 +203,51 @@ pub struct Snapshot {
     pub bytes: u64,
 }
 
-/// `POST /api/releases`: a known image with a config of one's own.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// `POST /api/releases`: either a known image with a config of one's own, or what a sandbox's system is now.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRelease {
     /// `image_digest` of a release that is there.
-    pub image: String,
-    #[serde(default)]
-    pub config: ReleaseConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Where missing: none for an image, and for a sandbox the one of the release that it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ReleaseConfig>,
+}
+
+impl CreateRelease {
+    /// The image with this digest, run like this.
+    pub fn of_image(image: &str, config: ReleaseConfig) -> Self {
+        Self {
+            image: Some(image.to_owned()),
+            config: Some(config),
+            ..Self::default()
+        }
+    }
+
+    /// What the system of this sandbox is now, run as it is.
+    pub fn of_sandbox(sandbox: SandboxId) -> Self {
+        Self {
+            sandbox: Some(sandbox),
+            ..Self::default()
+        }
+    }
+}
+
+/// `POST /api/releases/archive`, whose body is an image archive.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UploadRelease {
+    pub name: String,
+    /// As JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_s: Option<u64>,
 }
 
 /// `GET /api/releases/{id}`.
@@ -218,12 +255,26 @@ pub struct CreateRelease {
 pub struct Release {
     pub id: ReleaseId,
     pub name: String,
-    /// SHA-256 of the image archive, hexadecimal.
+    /// Whether it is the caller's own; else it is the box's.
+    pub own: bool,
+    /// The image's SHA-256, hexadecimal; of a release that was made of a sandbox, its own id.
     pub image_digest: String,
     pub config: ReleaseConfig,
     /// `importing`, `candidate`, `verified`, `rejected` or `retired`.
     pub state: String,
+    /// Why it was rejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     pub created_at: Timestamp,
+    /// What its volume refers to, shared with others or not; missing while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// The caller's slots that run it, as `workspace/slot`.
+    #[serde(default)]
+    pub used_by: Vec<String>,
+    /// How many slots of other users run it.
+    #[serde(default)]
+    pub used_elsewhere: usize,
 }
 
 /// `GET …/slots/{slot}/stats`. Bytes and nanoseconds.

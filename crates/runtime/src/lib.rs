@@ -189,10 +189,12 @@ pub trait Volumes: Send + Sync {
     async fn list(&self) -> Result<Vec<String>>;
     /// Makes a release's volume from an image archive; returns the SHA-256 of the archive as read, in hexadecimal.
     async fn import(&self, release: &str, archive: &std::path::Path) -> Result<String>;
+    /// Makes a release's volume, of at most so many bytes, from an archive of an image; returns the image's digest.
+    async fn import_image(&self, release: &str, archive: &std::path::Path, most: u64) -> Result<String>;
     /// Gives all files of a volume to a range, container id 0 to its base.
     async fn shift(&self, volume: &str, ids: IdRange) -> Result<()>;
     /// A new volume whose `root` is the source's and whose home is empty. Already there: nothing is done.
-    async fn derive(&self, release: &str, sandbox: &SandboxId) -> Result<()>;
+    async fn derive(&self, source: &str, target: &str) -> Result<()>;
     /// Puts a copy of the release's `root` in the place of the sandbox's; its home stays.
     async fn replace_root(&self, release: &str, sandbox: &SandboxId) -> Result<()>;
     /// A copy of both parts. Already there: nothing is done.

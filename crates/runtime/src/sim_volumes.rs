@@ -93,12 +93,20 @@ impl Volumes for SimVolumes {
         Ok(format!("{sum:064x}"))
     }
 
+    async fn import_image(&self, release: &str, archive: &Path, most: u64) -> Result<String> {
+        let text = std::fs::read_to_string(archive)?;
+        if !text.starts_with("image") || text.len() as u64 > most {
+            return Err(Error::Refused("it is no image archive".to_owned()));
+        }
+        self.import(release, Path::new(&text)).await
+    }
+
     async fn shift(&self, volume: &str, _ids: IdRange) -> Result<()> {
         self.with(volume, |_| ())
     }
 
-    async fn derive(&self, release: &str, sandbox: &SandboxId) -> Result<()> {
-        self.copy(release, sandbox.as_str(), |v| {
+    async fn derive(&self, source: &str, target: &str) -> Result<()> {
+        self.copy(source, target, |v| {
             v.home.clear();
             v.readonly = false;
         })

@@ -95,6 +95,13 @@ impl VolumesClient {
         }
     }
 
+    async fn unpack(&self, request: Value, archive: &Path) -> Result<String> {
+        let file = std::fs::File::open(archive)
+            .map_err(|e| Error::Refused(format!("the archive {} cannot be read: {e}", archive.display())))?;
+        let unpacked: Unpacked = self.ask(request, Some(file.as_fd()), SLOW).await?;
+        Ok(unpacked.sha256)
+    }
+
     async fn exchange(&self, request: Value, archive: Option<BorrowedFd<'_>>) -> io::Result<String> {
         let mut stream = UnixStream::connect(&self.socket).await?;
         let line = format!("{request}\n");
@@ -180,11 +187,13 @@ impl Volumes for VolumesClient {
     }
 
     async fn import(&self, release: &str, archive: &Path) -> Result<String> {
-        let file = std::fs::File::open(archive)
-            .map_err(|e| Error::Refused(format!("the archive {} cannot be read: {e}", archive.display())))?;
         let request = json!({"verb": "create", "volume": release, "from": "tar"});
-        let unpacked: Unpacked = self.ask(request, Some(file.as_fd()), SLOW).await?;
-        Ok(unpacked.sha256)
+        self.unpack(request, archive).await
+    }
+
+    async fn import_image(&self, release: &str, archive: &Path, most: u64) -> Result<String> {
+        let request = json!({"verb": "create", "volume": release, "from": "image", "most": most});
+        self.unpack(request, archive).await
     }
 
     async fn shift(&self, volume: &str, ids: IdRange) -> Result<()> {
@@ -192,8 +201,8 @@ impl Volumes for VolumesClient {
         self.ask::<Nothing>(request, None, SLOW).await.map(|_| ())
     }
 
-    async fn derive(&self, release: &str, sandbox: &SandboxId) -> Result<()> {
-        let request = json!({"verb": "snapshot", "source": release, "volume": sandbox.as_str(), "only": "root"});
+    async fn derive(&self, source: &str, target: &str) -> Result<()> {
+        let request = json!({"verb": "snapshot", "source": source, "volume": target, "only": "root"});
         self.ensure(request, SLOW).await
     }
 

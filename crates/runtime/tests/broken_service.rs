@@ -183,6 +183,9 @@ async fn a_volume_that_exists_already_is_derived() {
     let dir = dir();
     let answer = b"{\"error\":{\"code\":\"exists\",\"message\":\"It exists.\"}}\n";
     let client = VolumesClient::new(serve(dir.path(), Some(answer)));
-    client.derive("r-x", &SandboxId::from_random([1; 16])).await.unwrap();
+    client
+        .derive("r-x", SandboxId::from_random([1; 16]).as_str())
+        .await
+        .unwrap();
     assert!(client.import("r-x", Path::new("/dev/null")).await.is_err());
 }

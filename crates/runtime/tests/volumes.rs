@@ -80,7 +80,7 @@ async fn a_release_becomes_sandboxes_and_snapshots(volumes: &dyn Volumes, archiv
     assert_eq!(digest.len(), 64);
     volumes.shift("r-one", IdRange::nth(0).unwrap()).await.unwrap();
     for _ in 0..2 {
-        volumes.derive("r-one", &sandbox).await.unwrap();
+        volumes.derive("r-one", sandbox.as_str()).await.unwrap();
     }
     volumes.limit(sandbox.as_str(), 1 << 30).await.unwrap();
     volumes.usage(sandbox.as_str()).await.unwrap();

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::audit::{AuditEvent, append};
+use crate::releases::must_be_usable;
 use crate::row::{maybe_json, maybe_time, millis, parsed, time, to_json};
 use crate::snapshots::{self, SnapshotState};
 use crate::workspaces::{WorkspaceView, view};
@@ -152,8 +153,9 @@ impl Store {
                     "what the slot is to hold is still being put in place; the log says what hinders it",
                 ));
             }
-            if let Contents::Snapshot(source) = &refill.with {
-                snapshots::must_be_there(c, source)?;
+            match &refill.with {
+                Contents::Snapshot(source) => snapshots::must_be_there(c, source)?,
+                Contents::Release(source) => must_be_usable(c, source)?,
             }
             snapshots::begin(
                 c,

@@ -26,7 +26,7 @@ pub use check::Claims;
 pub use connection::Store;
 pub use deployments::{Begun, Deployment, Ended, NewDeployment, StepTime};
 pub use grants::{Grant, GrantRequest, NewGrant, NewRequest, Standing, Wanted};
-pub use releases::{Release, ReleaseCopy, ReleaseState};
+pub use releases::{NewRelease, Release, ReleaseCopy, ReleaseState, ReleaseUse};
 pub use sandboxes::{Sandbox, SandboxChange};
 pub use secrets::{DataKey, KeyIdBytes, NewSecret, SealedKey, SealedSecret, Secret, SecretPlace};
 pub use snapshots::{Snapshot, SnapshotState};

@@ -1,10 +1,11 @@
 //! Releases, and the copy of each that is shifted to one user's ids. It must not know how an image is read.
 
-use choir_core::{IdRange, ReleaseConfig, ReleaseId, UserId};
+use choir_core::{IdRange, Name, ReleaseConfig, ReleaseId, Slot, UserId};
 use jiff::Timestamp;
-use rusqlite::{Row, params};
+use rusqlite::{Connection, Row, params};
 
-use crate::row::{json, millis, parsed, time, to_json};
+use crate::audit::{AuditEvent, append};
+use crate::row::{json, maybe_parsed, millis, parsed, time, to_json};
 use crate::{Error, Result, Store};
 
 /// An immutable (image digest, config digest) pair.
@@ -12,11 +13,33 @@ use crate::{Error, Result, Store};
 pub struct Release {
     pub id: ReleaseId,
     pub name: String,
-    /// Empty until the import has read the whole archive.
+    /// Whose it is; `None` for one of the box.
+    pub owner: Option<UserId>,
+    /// Empty until the import has read all of it.
     pub image_digest: String,
     pub config: ReleaseConfig,
     pub state: ReleaseState,
+    /// Why it was rejected.
+    pub reason: Option<String>,
     pub created_at: Timestamp,
+}
+
+/// What is about to be made.
+#[derive(Debug, Clone)]
+pub struct NewRelease {
+    pub id: ReleaseId,
+    pub name: String,
+    pub owner: Option<UserId>,
+    pub config: ReleaseConfig,
+}
+
+/// A slot that runs a release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReleaseUse {
+    pub release: ReleaseId,
+    pub user: UserId,
+    pub workspace: Name,
+    pub slot: Slot,
 }
 
 /// How far a release may be trusted.
@@ -28,9 +51,14 @@ pub enum ReleaseState {
     Candidate,
     /// A sandbox became ready from it.
     Verified,
+    /// It came to nothing, or was not what it said.
     Rejected,
+    /// Nothing uses it, and its volumes may be gone already.
     Retired,
 }
+
+/// Releases that one user may have.
+const MOST_OF_A_USER: i64 = 50;
 
 /// A release's volume in one user's id range.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +67,18 @@ pub struct ReleaseCopy {
     pub ids: IdRange,
     /// Whether all its files have been shifted.
     pub ready: bool,
+}
+
+impl Release {
+    /// Whether a slot can run it.
+    pub fn is_usable(&self) -> bool {
+        matches!(self.state, ReleaseState::Candidate | ReleaseState::Verified)
+    }
+
+    /// Whether this user may know of it.
+    pub fn is_for(&self, user: &UserId) -> bool {
+        self.owner.as_ref().is_none_or(|owner| owner == user)
+    }
 }
 
 impl ReleaseState {
@@ -54,29 +94,141 @@ impl ReleaseState {
 }
 
 impl Store {
-    /// Journals that an image is about to be imported.
-    pub async fn begin_release(&self, id: &ReleaseId, name: &str, config: &ReleaseConfig, at: Timestamp) -> Result<()> {
-        let (id, name, config) = (id.clone(), name.to_owned(), to_json(config)?);
+    /// Journals that a release is about to be made. A user may have so many.
+    pub async fn begin_release(&self, new: NewRelease, audit: AuditEvent) -> Result<()> {
+        self.write(move |c| {
+            let owner = new.owner.as_ref().map(UserId::as_str);
+            let count = "SELECT count(*) FROM releases WHERE owner = ?1 AND state <> 'retired'";
+            let own: i64 = c.query_row(count, [owner], |row| row.get(0))?;
+            if own >= MOST_OF_A_USER {
+                return Err(Error::Conflict(
+                    "you have 50 releases, which is the most; delete one that nothing uses first",
+                ));
+            }
+            c.execute(
+                "INSERT INTO releases (id, image_digest, name, owner, config, state, created_at)
+                 VALUES (?1, '', ?2, ?3, ?4, 'importing', ?5)",
+                params![
+                    new.id.as_str(),
+                    new.name,
+                    owner,
+                    to_json(&new.config)?,
+                    millis(audit.at)
+                ],
+            )?;
+            append(c, &audit)
+        })
+        .await
+    }
+
+    /// The image was read to its end and the volume is complete.
+    pub async fn release_imported(&self, id: &ReleaseId, digest: &str) -> Result<()> {
+        let (id, digest) = (id.clone(), digest.to_owned());
+        self.write(move |c| imported(c, &id, &digest)).await
+    }
+
+    /// Its volume is complete, and in its owner's ids already, so that it is its own copy for them.
+    pub async fn release_taken(&self, id: &ReleaseId, owner: &UserId, digest: &str) -> Result<()> {
+        let (id, owner, digest) = (id.clone(), owner.clone(), digest.to_owned());
         self.write(move |c| {
             c.execute(
-                "INSERT INTO releases (id, image_digest, name, config, state, created_at)
-                 VALUES (?1, '', ?2, ?3, 'importing', ?4)",
-                params![id.as_str(), name, config, millis(at)],
+                "INSERT OR IGNORE INTO release_copies (release_id, user_id, volume, ready) VALUES (?1, ?2, ?1, 1)",
+                params![id.as_str(), owner.as_str()],
+            )?;
+            imported(c, &id, &digest)
+        })
+        .await
+    }
+
+    /// It came to nothing, for this reason.
+    pub async fn reject_release(&self, id: &ReleaseId, reason: &str) -> Result<()> {
+        let (id, reason) = (id.clone(), reason.to_owned());
+        self.write(move |c| {
+            c.execute(
+                "UPDATE releases SET state = 'rejected', reason = ?2 WHERE id = ?1 AND state = 'importing'",
+                params![id.as_str(), reason],
             )?;
             Ok(())
         })
         .await
     }
 
-    /// The archive was read to its end and the volume is complete.
-    pub async fn release_imported(&self, id: &ReleaseId, digest: &str) -> Result<()> {
-        let (id, digest) = (id.clone(), digest.to_owned());
+    /// Marks a release for removal, unless something may still need it.
+    pub async fn retire_release(&self, id: &ReleaseId, audit: AuditEvent) -> Result<()> {
+        let id = id.clone();
         self.write(move |c| {
+            for (sql, used) in [
+                (
+                    "SELECT EXISTS (SELECT 1 FROM sandboxes WHERE release_id = ?1)",
+                    "a slot runs this release; deploy another one there first",
+                ),
+                (
+                    "SELECT EXISTS (SELECT 1 FROM snapshots WHERE release_id = ?1)",
+                    "a snapshot is of this release, and restoring it would need that; delete the snapshot first",
+                ),
+                (
+                    "SELECT EXISTS (SELECT 1 FROM releases WHERE id = ?1 AND state = 'importing')",
+                    "this release is still being made; wait until that has ended",
+                ),
+            ] {
+                if c.query_row(sql, [id.as_str()], |row| row.get(0))? {
+                    return Err(Error::Conflict(used));
+                }
+            }
+            let retired = c.execute("UPDATE releases SET state = 'retired' WHERE id = ?1", [id.as_str()])?;
+            if retired == 0 {
+                return Err(Error::NotFound);
+            }
+            append(c, &audit)
+        })
+        .await
+    }
+
+    /// The volumes of a release: its own, and the copies for users.
+    pub async fn release_volumes(&self, id: &ReleaseId) -> Result<Vec<String>> {
+        let id = id.clone();
+        self.read(move |c| {
+            let mut statement =
+                c.prepare_cached("SELECT ?1 UNION SELECT volume FROM release_copies WHERE release_id = ?1")?;
+            let volumes = statement.query_map([id.as_str()], |row| row.get(0))?;
+            Ok(volumes.collect::<rusqlite::Result<_>>()?)
+        })
+        .await
+    }
+
+    /// Forgets a retired release whose volumes are gone.
+    pub async fn forget_release(&self, id: &ReleaseId) -> Result<()> {
+        let id = id.clone();
+        self.write(move |c| {
+            c.execute("DELETE FROM release_copies WHERE release_id = ?1", [id.as_str()])?;
             c.execute(
-                "UPDATE releases SET image_digest = ?2, state = 'candidate' WHERE id = ?1 AND state = 'importing'",
-                params![id.as_str(), digest],
+                "DELETE FROM releases WHERE id = ?1 AND state = 'retired'",
+                [id.as_str()],
             )?;
             Ok(())
+        })
+        .await
+    }
+
+    /// Every slot with what it runs.
+    pub async fn release_uses(&self) -> Result<Vec<ReleaseUse>> {
+        self.read(|c| {
+            let mut statement = c.prepare_cached(
+                "SELECT b.release_id, w.user_id, w.name AS workspace, s.slot FROM slots s
+                 JOIN sandboxes b ON b.id = s.sandbox_id JOIN workspaces w ON w.id = s.workspace_id
+                 ORDER BY w.name, s.slot DESC",
+            )?;
+            let mut rows = statement.query([])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                found.push(ReleaseUse {
+                    release: parsed(row, "release_id")?,
+                    user: parsed(row, "user_id")?,
+                    workspace: parsed(row, "workspace")?,
+                    slot: parsed(row, "slot")?,
+                });
+            }
+            Ok(found)
         })
         .await
     }
@@ -149,10 +301,28 @@ impl Store {
     }
 }
 
+fn imported(c: &Connection, id: &ReleaseId, digest: &str) -> Result<()> {
+    c.execute(
+        "UPDATE releases SET image_digest = ?2, state = 'candidate' WHERE id = ?1 AND state = 'importing'",
+        params![id.as_str(), digest],
+    )?;
+    Ok(())
+}
+
+/// A slot may become of this release: nothing has removed it meanwhile.
+pub(crate) fn must_be_usable(c: &Connection, id: &ReleaseId) -> Result<()> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM releases WHERE id = ?1 AND state IN ('candidate', 'verified'))";
+    if c.prepare_cached(sql)?.query_row([id.as_str()], |row| row.get(0))? {
+        return Ok(());
+    }
+    Err(Error::Conflict("the release was deleted meanwhile"))
+}
+
 fn release(row: &Row<'_>) -> Result<Release> {
     Ok(Release {
         id: parsed(row, "id")?,
         name: row.get("name")?,
+        owner: maybe_parsed(row, "owner")?,
         image_digest: row.get("image_digest")?,
         config: json(row, "config")?,
         state: match row.get::<_, String>("state")?.as_str() {
@@ -163,6 +333,7 @@ fn release(row: &Row<'_>) -> Result<Release> {
             "retired" => ReleaseState::Retired,
             other => return Err(Error::Corrupt(format!("releases.state: {other}"))),
         },
+        reason: row.get("reason")?,
         created_at: time(row, "created_at")?,
     })
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::audit::{AuditEvent, append};
+use crate::releases::must_be_usable;
 use crate::row::{json, millis, parsed, time, to_json};
 use crate::sandboxes::{self, Sandbox};
 use crate::{Error, Result, Store};
@@ -63,6 +64,7 @@ impl Store {
     /// Makes a workspace and its two sandboxes, all at once. `Exists` when the user has one of this name.
     pub async fn create_workspace(&self, new: NewWorkspace, audit: AuditEvent) -> Result<WorkspaceView> {
         self.write(move |c| {
+            must_be_usable(c, &new.release)?;
             c.execute(
                 "INSERT INTO workspaces (id, user_id, name, settings, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
                 params![

@@ -168,10 +168,10 @@ impl Guard {
         if mutates && !exactly(headers, &HeaderName::from_static("x-choir"), "1") {
             return Err(ApiError::forbidden("csrf", "The header X-Choir: 1 is missing."));
         }
-        if mutates && !is_json(headers, empty) {
+        if mutates && !no_form_sends(headers, empty) {
             return Err(ApiError::forbidden(
                 "csrf",
-                "The body must be sent as application/json.",
+                "The body must be sent as application/json, an archive as application/x-tar.",
             ));
         }
         Ok(())
@@ -272,13 +272,16 @@ fn exactly(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
     lines.next().is_some_and(|line| line.as_bytes() == value.as_bytes()) && lines.next().is_none()
 }
 
-fn is_json(headers: &HeaderMap, empty: bool) -> bool {
+/// Whether the body is of a type that another site's page cannot send without asking first.
+fn no_form_sends(headers: &HeaderMap, empty: bool) -> bool {
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();
     match (types.next(), types.next()) {
         (None, None) => empty,
         (Some(kind), None) => kind.to_str().is_ok_and(|kind| {
             let essence = kind.split(';').next().unwrap_or_default().trim();
-            essence.eq_ignore_ascii_case("application/json")
+            ["application/json", "application/x-tar"]
+                .iter()
+                .any(|allowed| essence.eq_ignore_ascii_case(allowed))
         }),
         _ => false,
     }

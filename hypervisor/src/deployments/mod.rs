@@ -7,7 +7,7 @@ use std::time::Duration;
 use choir_core::deployment::{Contents, Displaced, Kind, Step};
 use choir_core::sandbox::Observed;
 use choir_core::{DeploymentId, ReleaseId, Slot, SnapshotId, WorkspaceId};
-use choir_store::{AuditEvent, Begun, Deployment, Ended, NewDeployment, ReleaseState, StepTime, WorkspaceView};
+use choir_store::{AuditEvent, Begun, Deployment, Ended, NewDeployment, StepTime, WorkspaceView};
 
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
@@ -149,16 +149,8 @@ impl App {
             Wish::Swap => Ok(Plan::Exchange),
             Wish::Rollback(to) => self.plan_rollback(view, to.as_ref()).await,
             Wish::Deploy(_, release) => {
-                let release = self.store.release(release).await?;
-                match release.state {
-                    ReleaseState::Candidate | ReleaseState::Verified => {
-                        Ok(Plan::Refill(Contents::Release(release.id.clone()), release.id))
-                    }
-                    state => Err(ApiError::conflict(
-                        "release_not_usable",
-                        format!("This release is {}; choose one that is verified.", state.as_str()),
-                    )),
-                }
+                let release = self.releases.usable(release, &view.workspace.user).await?;
+                Ok(Plan::Refill(Contents::Release(release.id.clone()), release.id))
             }
             Wish::Restore(_, id) | Wish::Fork(Some(id)) => {
                 let snapshot = self.store.snapshot(&view.workspace.id, id).await?;

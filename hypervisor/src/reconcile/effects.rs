@@ -101,7 +101,7 @@ async fn create(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Resul
         &fleet.services.releases.config(&sandbox.release).await?,
     );
     let volumes = &fleet.services.volumes;
-    volumes.derive(&copy.volume, id).await.map_err(text)?;
+    volumes.derive(&copy.volume, id.as_str()).await.map_err(text)?;
     fail::point("create.derived").await?;
     volumes.limit(id.as_str(), limits.disk).await.map_err(text)
 }

@@ -1,19 +1,26 @@
-//! Releases: importing an image once, and copying it once into each user's id range. It must not know HTTP.
+//! Releases: importing an image once, copying it once into each user's id range, and their end. It must not know HTTP.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use choir_core::{ReleaseConfig, ReleaseId, SandboxId, UserId, WorkspaceId};
 use choir_runtime::Volumes;
-use choir_store::{Release, ReleaseCopy, ReleaseState, Store};
+use choir_store::{AuditEvent, NewRelease, Release, ReleaseCopy, ReleaseState, Store};
 use tokio::sync::{OnceCell, watch};
 
 use crate::clock::Clock;
-use crate::error::ApiResult;
+use crate::fail;
 use crate::random::{Random, draw};
 
+mod making;
 pub mod routes;
+
+use making::Making;
+pub use making::Wanted;
+
+/// Releases of the box's own image that stay although nothing uses them: the present one and the one before.
+const DEFAULTS_KEPT: usize = 2;
 
 /// How far the default release is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,12 +40,22 @@ pub struct Releases {
     /// Copies made or being made by this process, by volume: many callers cause one shift.
     copies: Mutex<HashMap<String, Arc<OnceCell<()>>>>,
     default: watch::Sender<DefaultRelease>,
+    making: Making,
 }
 
 impl Releases {
-    pub fn new(store: Store, volumes: Arc<dyn Volumes>, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> Arc<Self> {
+    /// `uploads`: where archives are until they are imported, each of which may unpack to `most` bytes.
+    pub fn new(
+        store: Store,
+        volumes: Arc<dyn Volumes>,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        uploads: PathBuf,
+        most: u64,
+    ) -> Arc<Self> {
         let default = watch::Sender::new(DefaultRelease::Importing);
         Arc::new(Self {
+            making: Making::new(uploads, most),
             store,
             volumes,
             clock,
@@ -58,7 +75,10 @@ impl Releases {
     pub async fn ensure_default(&self, archive: &Path) {
         let result = self.import_default(archive).await;
         let state = match result {
-            Ok(()) => DefaultRelease::Ready,
+            Ok(()) => {
+                self.retire_old_defaults().await;
+                DefaultRelease::Ready
+            }
             Err(reason) => {
                 tracing::error!(reason, archive = %archive.display(), "the default release could not be imported");
                 DefaultRelease::Failed(reason)
@@ -93,12 +113,15 @@ impl Releases {
                 id
             }
             _ => {
-                let id = ReleaseId::from_random(draw(&*self.random));
-                let config = ReleaseConfig::default();
-                self.store
-                    .begin_release(&id, &name, &config, self.clock.now())
-                    .await
-                    .map_err(text)?;
+                let id = self.draw();
+                let new = NewRelease {
+                    id: id.clone(),
+                    name,
+                    owner: None,
+                    config: ReleaseConfig::default(),
+                };
+                let audit = self.event(None, "release.create", &id);
+                self.store.begin_release(new, audit).await.map_err(text)?;
                 id
             }
         };
@@ -107,29 +130,88 @@ impl Releases {
         self.store.release_imported(&id, &digest).await.map_err(text)
     }
 
-    /// A release of an image that is here already, with another config; `None` when there is no such image.
-    pub async fn with_config(&self, image: &str, config: ReleaseConfig) -> ApiResult<Option<Release>> {
-        let usable = |r: &Release| {
-            r.image_digest == image && matches!(r.state, ReleaseState::Candidate | ReleaseState::Verified)
-        };
-        let Some(source) = self.store.releases().await?.into_iter().find(usable) else {
-            return Ok(None);
-        };
-        let id = ReleaseId::from_random(draw(&*self.random));
-        self.store
-            .begin_release(&id, &source.name, &config, self.clock.now())
-            .await?;
-        self.volumes.snapshot(source.id.as_str(), id.as_str(), false).await?;
-        self.store.release_imported(&id, image).await?;
-        Ok(Some(self.store.release(&id).await?))
-    }
-
     /// The release new workspaces start from: the newest that is not rejected, retired or half imported.
     pub async fn newest(&self) -> Result<Option<Release>, choir_store::Error> {
-        let usable = |r: &Release| matches!(r.state, ReleaseState::Candidate | ReleaseState::Verified);
+        Ok(self.defaults().await?.into_iter().next())
+    }
+
+    /// The usable releases of the box's own image, newest first.
+    async fn defaults(&self) -> Result<Vec<Release>, choir_store::Error> {
+        let mut all = self.store.releases().await?;
         // A config of somebody's own is used where it is asked for by id.
-        let plain = |r: &Release| usable(r) && r.config == ReleaseConfig::default();
-        Ok(self.store.releases().await?.into_iter().find(plain))
+        all.retain(|r| r.is_usable() && r.owner.is_none() && r.config == ReleaseConfig::default());
+        Ok(all)
+    }
+
+    /// Removes those of the box's own image that a newer one has replaced and nothing uses.
+    async fn retire_old_defaults(&self) {
+        let old = self.defaults().await.unwrap_or_default();
+        for release in old.into_iter().skip(DEFAULTS_KEPT) {
+            let audit = self.event(None, "release.delete", &release.id);
+            // One that something uses stays.
+            if self.store.retire_release(&release.id, audit).await.is_ok() {
+                self.remove(&release.id).await;
+            }
+        }
+    }
+
+    /// Removes what a crash left half made or half deleted. Before anything new is made.
+    pub async fn clear(&self) -> Result<(), choir_store::Error> {
+        self.making.clear();
+        for release in self.store.releases().await? {
+            match release.state {
+                ReleaseState::Importing if release.owner.is_some() => {
+                    let reason = "the hypervisor was restarted while this was made; make it again";
+                    self.reject(&release.id, reason).await;
+                }
+                ReleaseState::Retired => self.remove(&release.id).await,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// It came to nothing: its volume goes, and the row says why.
+    async fn reject(&self, id: &ReleaseId, reason: &str) {
+        tracing::warn!(release = %id, reason, "a release is rejected");
+        if let Err(error) = self.volumes.delete(id.as_str()).await {
+            tracing::warn!(release = %id, %error, "what was made of it stays");
+        }
+        if let Err(error) = self.store.reject_release(id, reason).await {
+            tracing::error!(release = %id, %error, "a release stays half made until the next start");
+        }
+        self.making.changed();
+    }
+
+    /// The volumes of a retired release, then its row; what fails is done at the next start.
+    async fn remove(&self, id: &ReleaseId) {
+        let removed = async {
+            fail::point("release.retired").await?;
+            for volume in self.store.release_volumes(id).await.map_err(text)? {
+                self.volumes.delete(&volume).await.map_err(text)?;
+            }
+            fail::point("release.cleared").await?;
+            self.store.forget_release(id).await.map_err(text)
+        };
+        if let Err(reason) = removed.await {
+            tracing::warn!(release = %id, reason, "a release stays for now");
+        }
+    }
+
+    fn draw(&self) -> ReleaseId {
+        ReleaseId::from_random(draw(&*self.random))
+    }
+
+    /// Somebody's, or the box's own.
+    fn event(&self, user: Option<&UserId>, action: &'static str, id: &ReleaseId) -> AuditEvent {
+        AuditEvent {
+            at: self.clock.now(),
+            actor: user.map_or("system", UserId::as_str).to_owned(),
+            user: user.cloned(),
+            action,
+            subject: id.to_string(),
+            outcome: "ok",
+        }
     }
 
     pub async fn config(&self, id: &ReleaseId) -> Result<ReleaseConfig, String> {

@@ -34,7 +34,7 @@ impl App {
             return Err(ApiError::conflict("too_many_workspaces", message));
         }
         let release = match asked.release {
-            Some(id) => self.store.release(&id).await?,
+            Some(id) => self.releases.usable(&id, &user.id).await?,
             None => self.releases.newest().await?.ok_or_else(|| self.no_release())?,
         };
         let new = NewWorkspace {

@@ -44,7 +44,7 @@ const MOST_WAIT_S: u64 = 120;
 
 #[derive(Deserialize)]
 pub struct Wait {
-    wait_s: Option<u64>,
+    pub wait_s: Option<u64>,
 }
 
 impl Wait {

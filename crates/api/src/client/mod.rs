@@ -16,10 +16,11 @@ mod visit;
 mod workspaces;
 
 use std::fmt;
+use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderMap, HeaderValue, ORIGIN};
+use reqwest::header::{ACCEPT, AUTHORIZATION, COOKIE, HeaderMap, HeaderValue, ORIGIN};
 use reqwest::{Method, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -45,6 +46,9 @@ const KEPT_IDLE: Duration = Duration::from_secs(5);
 
 /// How long an answer may keep silent before its first byte, beyond what the caller asked the server to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How much of a file is read at once, in bytes.
+const PART: usize = 256 << 10;
 
 /// What proves who is calling. It cannot be printed.
 #[derive(Clone, Default)]
@@ -159,7 +163,7 @@ impl Client {
             .or_insert(HeaderValue::from_static("application/json"));
         let mut builder = self.http.request(request.method, url).headers(headers);
         if let Some(body) = request.body {
-            builder = builder.header(CONTENT_TYPE, "application/json").body(body);
+            builder = builder.body(body);
         }
         // Not reqwest's own timeout: that would also cut a stream that is followed for hours.
         match (request.silence, builder.send()) {
@@ -209,7 +213,7 @@ pub(crate) struct Request {
     method: Method,
     path: String,
     headers: HeaderMap,
-    body: Option<Vec<u8>>,
+    body: Option<reqwest::Body>,
     /// How long the answer's head may take; `None` for as long as it takes.
     silence: Option<Duration>,
 }
@@ -226,8 +230,21 @@ impl Request {
     }
 
     pub(crate) fn body(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
-        self.body = Some(serde_json::to_vec(body).map_err(|e| ClientError::Unexpected(e.to_string()))?);
-        Ok(self)
+        let bytes = serde_json::to_vec(body).map_err(|e| ClientError::Unexpected(e.to_string()))?;
+        self.body = Some(bytes.into());
+        self.header("content-type", "application/json")
+    }
+
+    /// A file's bytes, read as they are sent.
+    pub(crate) fn file(mut self, file: std::fs::File) -> Result<Self, ClientError> {
+        let parts = futures_util::stream::try_unfold(file, |mut file| async move {
+            let mut part = vec![0; PART];
+            let read = file.read(&mut part)?;
+            part.truncate(read);
+            Ok::<_, std::io::Error>((read > 0).then_some((part, file)))
+        });
+        self.body = Some(reqwest::Body::wrap_stream(parts));
+        self.header("content-type", "application/x-tar")
     }
 
     pub(crate) fn header(mut self, name: &'static str, value: &str) -> Result<Self, ClientError> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use choir_core::{Name, Slot, SnapshotId, WorkspaceSettings};
+use choir_core::{Name, ReleaseConfig, ReleaseId, Slot, SnapshotId, WorkspaceSettings};
 use reqwest::Method;
 use reqwest::header::ACCEPT;
 
@@ -276,6 +276,39 @@ impl Client {
     /// Any.
     pub async fn create_release(&self, asked: &CreateRelease) -> Result<Release, ClientError> {
         self.post("/api/releases", asked).await
+    }
+
+    /// Sends an image archive, and waits up to `wait` until it is imported or refused.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn upload_release(
+        &self,
+        name: &str,
+        config: Option<&ReleaseConfig>,
+        archive: std::fs::File,
+        wait: Duration,
+    ) -> Result<Release, ClientError> {
+        let config = config.map(serde_json::to_string).transpose();
+        let config = config.map_err(|e| ClientError::Unexpected(e.to_string()))?;
+        let mut path = format!("/api/releases/archive?wait_s={}&name={}", wait.as_secs(), segment(name));
+        if let Some(config) = config {
+            path.push_str(&format!("&config={}", segment(&config)));
+        }
+        let request = Request::new(Method::POST, path).file(archive)?.patient(None);
+        read(self.send(request).await?).await
+    }
+
+    /// # Errors
+    /// Any.
+    pub async fn release(&self, id: &ReleaseId) -> Result<Release, ClientError> {
+        self.get(&format!("/api/releases/{}", segment(id.as_str()))).await
+    }
+
+    /// # Errors
+    /// Any; 409 while something uses it.
+    pub async fn delete_release(&self, id: &ReleaseId) -> Result<(), ClientError> {
+        self.delete(&format!("/api/releases/{}", segment(id.as_str()))).await
     }
 
     /// The API of the sandbox a slot points at. The first call wakes it.

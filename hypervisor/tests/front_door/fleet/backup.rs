@@ -357,7 +357,7 @@ async fn backups_are_not_made_in_the_clear_nor_of_a_trail_that_was_changed_and_r
     assert_eq!(std::fs::read(backed.place("full").join("choir.db")).unwrap(), b"mine");
     let connection = rusqlite::Connection::open(backed.start.directory.path().join("choir.db")).unwrap();
     connection
-        .execute_batch("DROP TRIGGER audit_is_never_changed; UPDATE audit SET actor = 'root' WHERE id = 3")
+        .execute_batch("DROP TRIGGER audit_is_never_changed; UPDATE audit SET actor = actor || '!' WHERE id = 3")
         .unwrap();
     let refused = backup(&backed.start.app.config, &backed.place("backups"), now())
         .await

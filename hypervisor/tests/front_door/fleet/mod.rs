@@ -11,6 +11,7 @@ mod guard;
 mod lifecycle;
 mod prove;
 mod raw;
+mod releases;
 mod secrets;
 mod sockets;
 mod strangers;

@@ -38,6 +38,10 @@ impl Things {
             .post("/api/workspaces/main/slots/live/snapshots", json!({}))
             .await
             .expect(StatusCode::CREATED);
+        let release = ada
+            .post("/api/releases", json!({"sandbox": snapshot["sandbox"]}))
+            .await
+            .expect(StatusCode::CREATED);
         let token = ada
             .post("/me/tokens", json!({"name": "ci", "scopes": ["read"]}))
             .await
@@ -59,7 +63,7 @@ impl Things {
         Self(vec![
             ("deployments", text(&swapped["id"])),
             ("snapshots", text(&snapshot["id"])),
-            ("releases", text(&snapshot["release"])),
+            ("releases", text(&release["id"])),
             ("tokens", text(&token["item"]["id"])),
             ("sessions", text(&session["session"]["id"])),
             ("passkeys", text(&passkeys["items"][0]["id"])),

@@ -36,6 +36,8 @@ enum Op {
     Restore,
     Take,
     Remove,
+    Make,
+    Discard,
 }
 
 /// Every failpoint, by what passes it.
@@ -126,6 +128,8 @@ const MATRIX: &[(Op, &[&str])] = &[
     (Op::Restore, &["contents.switched", "refill.deleted", "refill.filled"]),
     (Op::Take, &["snapshot.begun", "snapshot.copied"]),
     (Op::Remove, &["prune.marked", "prune.deleted"]),
+    (Op::Make, &["release.taken"]),
+    (Op::Discard, &["release.retired", "release.cleared"]),
 ];
 
 /// What a slot holds: a file of its user, and the release it is of.
@@ -190,17 +194,17 @@ impl Stage {
         let image = client.releases().await?.items.remove(0).image_digest;
         let own = client.workspace(&workspace()).await?.slots.live.release;
         let config = app_config();
-        let asked = CreateRelease {
-            image: image.clone(),
-            config,
-        };
+        let asked = CreateRelease::of_image(&image, config);
         let other = client.create_release(&asked).await?.id;
         let mut config = app_config();
         config.start = Some("exec sleep 1000".to_owned());
         if let Some(check) = &mut config.health {
             check.timeout_s = 1;
         }
-        let broken = client.create_release(&CreateRelease { image, config }).await?.id;
+        let broken = client
+            .create_release(&CreateRelease::of_image(&image, config))
+            .await?
+            .id;
         Ok(Self {
             scene,
             releases: [own, other],
@@ -384,12 +388,29 @@ impl Stage {
                 client.delete_snapshot(&name, Slot::Dev, &own).await?;
                 None
             }
+            Op::Make => self.make().await.map(|_| None)?,
+            Op::Discard => {
+                let own = self.make().await?;
+                client.delete_release(&own).await?;
+                None
+            }
         })
     }
 
     /// A snapshot of dev as it is.
     async fn newest(&self) -> Result<SnapshotId, ClientError> {
         Ok(self.scene.client.take_snapshot(&workspace(), Slot::Dev).await?.id)
+    }
+
+    /// A release of dev's system as it is.
+    async fn make(&self) -> Result<ReleaseId, ClientError> {
+        let dev = self.scene.client.workspace(&workspace()).await?.slots.dev.sandbox;
+        let made = self
+            .scene
+            .client
+            .create_release(&CreateRelease::of_sandbox(dev))
+            .await?;
+        Ok(made.id)
     }
 
     /// It was done or it was not, as the journal says; what was told is so; and everything fits together and goes on.
@@ -438,7 +459,8 @@ impl Stage {
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         for nth in 0..rounds(40, 1000) {
             visitors.answers(5).await?;
-            let op = [Op::Swap, Op::Warm, Op::Fork, Op::Restart, Op::Take][nth % 5];
+            let ops = [Op::Swap, Op::Warm, Op::Fork, Op::Restart, Op::Take, Op::Discard];
+            let op = ops[nth % ops.len()];
             self.nth += 1;
             // Any sequence does, as long as a failure can be seen again.
             random = random

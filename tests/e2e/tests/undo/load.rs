@@ -156,7 +156,10 @@ async fn a_deploy_that_is_not_well(scene: &Scene) -> Result<()> {
     if let Some(check) = &mut config.health {
         check.timeout_s = 2;
     }
-    let broken = client.create_release(&CreateRelease { image, config }).await?.id;
+    let broken = client
+        .create_release(&CreateRelease::of_image(&image, config))
+        .await?
+        .id;
     let asked = Deploy { release: broken };
     let ended = client
         .deploy(&workspace(), Slot::Live, &asked, "broken", PATIENCE)

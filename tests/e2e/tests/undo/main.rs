@@ -36,7 +36,10 @@ impl Scene {
         let (client, token) = person::sign_in_with_token(&instance).await?;
         let image = client.releases().await?.items.remove(0).image_digest;
         let config = app_config();
-        let release = client.create_release(&CreateRelease { image, config }).await?.id;
+        let release = client
+            .create_release(&CreateRelease::of_image(&image, config))
+            .await?
+            .id;
         let made = CreateWorkspace {
             name: workspace(),
             release: Some(release),

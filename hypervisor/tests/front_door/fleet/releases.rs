@@ -1,0 +1,281 @@
+//! Releases that people make, of a sandbox or of an archive; whose they are, and what their end needs.
+
+use axum::body::{Body, Bytes};
+use axum::http::{Request, StatusCode};
+use choir_core::Slot;
+use serde_json::{Value, json};
+
+use super::{Box, change, sandbox, shown, workspace};
+use crate::support::{Answer, Browser};
+
+const RELEASES: &str = "/api/releases";
+
+async fn upload(browser: &mut Browser, query: &str, body: impl Into<Body>) -> Answer {
+    let request = Request::post(format!("{RELEASES}/archive?{query}"))
+        .header("origin", "http://localhost:9090")
+        .header("x-choir", "1")
+        .header("content-type", "application/x-tar")
+        .body(body.into())
+        .unwrap();
+    browser.send(request).await
+}
+
+async fn listed(browser: &mut Browser) -> Vec<Value> {
+    let page = browser.get(RELEASES).await.expect(StatusCode::OK);
+    page["items"].as_array().unwrap().clone()
+}
+
+/// A release of live's system, made by the one who owns it.
+async fn made(browser: &mut Browser) -> String {
+    let live = sandbox(&shown(browser).await, Slot::Live);
+    let made = browser.post(RELEASES, json!({"sandbox": live, "name": "mine"})).await;
+    made.expect(StatusCode::CREATED)["id"].as_str().unwrap().to_owned()
+}
+
+async fn deploy(browser: &mut Browser, slot: Slot, release: &str) -> Answer {
+    let path = format!("/api/workspaces/main/slots/{slot}/deploy?wait_s=60");
+    browser.post(&path, json!({"release": release})).await
+}
+
+#[tokio::test]
+async fn a_release_of_a_sandbox_is_its_owners_alone_and_holds_the_system_without_the_home() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    start.volumes.write_home(live.as_str(), "private").unwrap();
+    let id = made(&mut ada).await;
+    let system = start.volumes.read(live.as_str()).unwrap().0;
+    assert_eq!(start.volumes.read(&id).unwrap(), (system, String::new()));
+
+    let own = ada.get(&format!("{RELEASES}/{id}")).await.expect(StatusCode::OK);
+    assert_eq!((&own["own"], &own["name"]), (&json!(true), &json!("mine")), "{own}");
+    assert_eq!(
+        deploy(&mut ada, Slot::Dev, &id).await.expect(StatusCode::OK)["step"],
+        "succeeded"
+    );
+    let own = loop {
+        let own = ada.get(&format!("{RELEASES}/{id}")).await.expect(StatusCode::OK);
+        if own["state"] == "verified" {
+            break own;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(own["used_by"], json!(["main/dev"]));
+
+    let mut bob = start.member(&mut ada, "bob").await;
+    workspace(&mut bob).await;
+    assert!(!listed(&mut bob).await.iter().any(|r| r["id"] == id.as_str()));
+    assert_eq!(bob.get(&format!("{RELEASES}/{id}")).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        bob.delete(&format!("{RELEASES}/{id}")).await.status,
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(deploy(&mut bob, Slot::Dev, &id).await.status, StatusCode::NOT_FOUND);
+    let asked = json!({"name": "other", "release": id});
+    assert_eq!(bob.post("/api/workspaces", asked).await.status, StatusCode::NOT_FOUND);
+    let again = json!({"image": own["image_digest"]});
+    bob.post(RELEASES, again)
+        .await
+        .refused(StatusCode::BAD_REQUEST, "no_such_image");
+    let stolen = json!({"sandbox": live});
+    assert_eq!(bob.post(RELEASES, stolen).await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_release_goes_only_once_no_slot_and_no_snapshot_needs_it() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    workspace(&mut ada).await;
+    for slot in Slot::ALL {
+        change(&mut ada, slot, "start").await;
+    }
+    let before = shown(&mut ada).await["slots"]["dev"]["release"].clone();
+    let id = made(&mut ada).await;
+    let path = format!("{RELEASES}/{id}");
+    deploy(&mut ada, Slot::Dev, &id).await.expect(StatusCode::OK);
+    let refused = ada.delete(&path).await;
+    assert!(refused.text().contains("slot runs this release"), "{}", refused.text());
+    // Its snapshot is of the time when it ran there.
+    deploy(&mut ada, Slot::Dev, before.as_str().unwrap())
+        .await
+        .expect(StatusCode::OK);
+    let refused = ada.delete(&path).await;
+    assert!(
+        refused.text().contains("snapshot is of this release"),
+        "{}",
+        refused.text()
+    );
+    let snapshots = ada
+        .get("/api/workspaces/main/slots/dev/snapshots")
+        .await
+        .expect(StatusCode::OK);
+    for snapshot in snapshots["items"].as_array().unwrap() {
+        let path = format!(
+            "/api/workspaces/main/slots/dev/snapshots/{}",
+            snapshot["id"].as_str().unwrap()
+        );
+        ada.delete(&path).await.expect(StatusCode::NO_CONTENT);
+    }
+    ada.delete(&path).await.expect(StatusCode::NO_CONTENT);
+    assert_eq!(ada.get(&path).await.status, StatusCode::NOT_FOUND);
+    assert!(start.volumes.read(&id).is_err(), "its volume is gone, too");
+    assert!(start.app.fsck().await.unwrap().is_empty());
+    assert_eq!(deploy(&mut ada, Slot::Dev, &id).await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn an_archive_becomes_a_release_or_says_why_not_and_leaves_nothing() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    workspace(&mut ada).await;
+    let config = "%7B%22app_port%22%3A5173%7D";
+    let good = upload(
+        &mut ada,
+        &format!("name=alpine&config={config}&wait_s=20"),
+        "image of alpine",
+    )
+    .await;
+    let good = good.expect(StatusCode::CREATED);
+    assert_eq!(
+        (&good["state"], &good["config"]["app_port"]),
+        (&json!("candidate"), &json!(5173)),
+        "{good}"
+    );
+    assert_eq!(good["image_digest"].as_str().unwrap().len(), 64);
+    let id = good["id"].as_str().unwrap();
+    assert_eq!(
+        deploy(&mut ada, Slot::Dev, id).await.expect(StatusCode::OK)["step"],
+        "succeeded"
+    );
+
+    let bad = upload(&mut ada, "name=bad&wait_s=20", "something else")
+        .await
+        .expect(StatusCode::CREATED);
+    assert_eq!(
+        (&bad["state"], &bad["bytes"]),
+        (&json!("rejected"), &Value::Null),
+        "{bad}"
+    );
+    assert!(bad["reason"].as_str().unwrap().contains("no image archive"), "{bad}");
+    deploy(&mut ada, Slot::Dev, bad["id"].as_str().unwrap())
+        .await
+        .refused(StatusCode::CONFLICT, "release_not_usable");
+    let parts: Vec<Result<Bytes, std::io::Error>> =
+        vec![Ok("image".into()), Err(std::io::ErrorKind::ConnectionReset.into())];
+    let broken = Body::from_stream(futures_util::stream::iter(parts));
+    upload(&mut ada, "name=broken", broken)
+        .await
+        .refused(StatusCode::BAD_REQUEST, "broke_off");
+
+    for (query, code) in [
+        ("name=", "bad_name"),
+        ("name=a%0Ab", "bad_name"),
+        ("name=a&config=7", "bad_config"),
+        ("name=a&config=%7B%22app_port%22%3A9091%7D", "bad_config"),
+    ] {
+        upload(&mut ada, query, "image")
+            .await
+            .refused(StatusCode::BAD_REQUEST, code);
+    }
+    let uploads = start.directory.path().join("uploads");
+    let left = std::fs::read_dir(uploads).unwrap().count();
+    assert_eq!(left, 0, "no archive stays");
+    for release in listed(&mut ada).await {
+        if release["state"] == "rejected" {
+            let path = format!("{RELEASES}/{}", release["id"].as_str().unwrap());
+            ada.delete(&path).await.expect(StatusCode::NO_CONTENT);
+        }
+    }
+    assert!(start.app.fsck().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_archive_that_is_too_large_is_refused_before_all_of_it_was_sent() {
+    let start = Box::with(|config| config.sandboxes.limits.disk = Some(1 << 20)).await;
+    let mut ada = start.ada().await;
+    let mebibyte = Bytes::from(vec![b'x'; 1 << 20]);
+    let parts = (0..).map(move |nth| {
+        assert!(nth < 4, "it is still listened to");
+        Ok::<_, std::io::Error>(mebibyte.clone())
+    });
+    let endless = Body::from_stream(futures_util::stream::iter(parts));
+    upload(&mut ada, "name=endless", endless)
+        .await
+        .refused(StatusCode::PAYLOAD_TOO_LARGE, "too_large");
+}
+
+#[tokio::test]
+async fn what_a_crash_left_half_made_or_half_deleted_is_ended_by_the_next_start() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    let gone = made(&mut ada).await;
+    let half = made(&mut ada).await;
+    let store = &start.app.store;
+    let user = store.release(&gone.parse().unwrap()).await.unwrap().owner.unwrap();
+    let audit = start
+        .app
+        .event(&store.all_workspaces().await.unwrap()[0], "release.delete");
+    store
+        .retire_release(&gone.parse().unwrap(), audit.clone())
+        .await
+        .unwrap();
+    // As if the other one had not come to its end.
+    let new = choir_store::NewRelease {
+        id: choir_core::ReleaseId::from_random([9; 16]),
+        name: "half".into(),
+        owner: Some(user),
+        config: choir_core::ReleaseConfig::default(),
+    };
+    let unfinished = new.id.clone();
+    store.begin_release(new, audit).await.unwrap();
+    let uploads = start.directory.path().join("uploads");
+    std::fs::create_dir_all(&uploads).unwrap();
+    std::fs::write(uploads.join("left.tar"), "image").unwrap();
+
+    let again = start.restarted().await;
+    ada.router = again.router.clone();
+    let now = listed(&mut ada).await;
+    let find = |id: &str| now.iter().find(|r| r["id"] == id);
+    assert!(find(&gone).is_none() && start.volumes.read(&gone).is_err());
+    assert_eq!(find(&half).unwrap()["state"], "candidate", "what was done stays");
+    let unfinished = find(unfinished.as_str()).unwrap();
+    assert_eq!(unfinished["state"], "rejected");
+    assert!(
+        unfinished["reason"].as_str().unwrap().contains("restarted"),
+        "{unfinished}"
+    );
+    assert!(!uploads.exists());
+    assert!(again.app.fsck().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn of_the_boxs_own_releases_the_last_two_stay_and_only_an_administrator_deletes_one() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    workspace(&mut ada).await;
+    let import = async |nth: u32| {
+        let name = format!("default-{nth}.tar");
+        start.app.releases.ensure_default(std::path::Path::new(&name)).await;
+    };
+    import(2).await;
+    import(3).await;
+    let names = async |browser: &mut Browser| -> Vec<String> {
+        let name = |r: &Value| r["name"].as_str().unwrap().to_owned();
+        listed(browser).await.iter().map(name).collect()
+    };
+    // The first is in use.
+    assert_eq!(names(&mut ada).await, ["default-3", "default-2", "default-1"]);
+    import(4).await;
+    assert_eq!(names(&mut ada).await, ["default-4", "default-3", "default-1"]);
+
+    let all = listed(&mut ada).await;
+    let path = |nth: usize| format!("{RELEASES}/{}", all[nth]["id"].as_str().unwrap());
+    let mut bob = start.member(&mut ada, "bob").await;
+    bob.delete(&path(1)).await.refused(StatusCode::FORBIDDEN, "not_yours");
+    ada.delete(&path(0)).await.refused(StatusCode::CONFLICT, "in_use");
+    ada.delete(&path(1)).await.expect(StatusCode::NO_CONTENT);
+    assert_eq!(names(&mut bob).await, ["default-4", "default-1"]);
+}
