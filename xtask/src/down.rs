@@ -18,6 +18,9 @@ use crate::up::{mounts, podman, supervise};
 const GRACE: Duration = Duration::from_secs(100);
 /// How long the monitors of removed containers may take.
 const CLEAN_UP: Duration = Duration::from_secs(20);
+/// After this long a monitor does not clean up: it watches over what Podman has forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 pub struct Options {
@@ -53,7 +56,10 @@ fn remove_containers(data: &DataDir) -> Result<()> {
     if !data.podman().exists() || command::find("podman").is_none() {
         return Ok(());
     }
-    let removed = command::capture(podman::command(data).args(["rm", "--all", "--force", "--time", "0"]))
+    let remove = || command::capture(podman::command(data).args(["rm", "--all", "--force", "--time", "0"]));
+    // Of a container that ended after its monitor had died, Podman learns by failing to kill it.
+    let removed = remove()
+        .or_else(|_| remove())
         .context("the sandboxes could not be stopped")?;
     match removed.lines().count() {
         0 => {}
@@ -68,7 +74,11 @@ fn remove_containers(data: &DataDir) -> Result<()> {
             break;
         }
         for process in left {
-            process.wait(CLEAN_UP.saturating_sub(begun.elapsed()));
+            // Where Podman was killed just after it had made a container, it does not know of it: the monitor waits
+            // for its end, and nobody else will end it.
+            if !process.wait(FORGOTTEN.saturating_sub(begun.elapsed()).max(LOOK)) {
+                process.kill_containers();
+            }
         }
     }
     // Podman keeps a mount of its own here, which would pin the file system below.

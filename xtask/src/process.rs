@@ -2,13 +2,14 @@
 //! stopping without a race. Knows nothing of what the processes do.
 
 use std::fs;
+use std::num::NonZeroI32;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// A process pinned by a pidfd: a recycled pid is never signalled.
 pub struct Handle {
@@ -71,6 +72,18 @@ impl Handle {
         };
         let mut descriptors = [PollFd::new(&self.descriptor, PollFlags::IN)];
         matches!(poll(&mut descriptors, Some(&timeout)), Ok(1..))
+    }
+
+    /// Kills what it started as the first process of a container.
+    pub fn kill_containers(&self) {
+        let pid = self.pid.as_raw_nonzero();
+        let space = |pid: NonZeroI32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children = text.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?));
+        let is_first = |child: &Pid| space(child.as_raw_nonzero()).is_some_and(|its| Some(its) != space(pid));
+        for child in children.filter(is_first) {
+            let _gone = kill_process(child, Signal::KILL);
+        }
     }
 
     /// SIGTERM, then SIGKILL when `grace` was not enough.

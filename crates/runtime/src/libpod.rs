@@ -38,6 +38,7 @@ pub struct State {
     #[serde(rename = "OOMKilled")]
     pub oom_killed: bool,
     pub pid: i32,
+    pub conmon_pid: i32,
     pub exit_code: i32,
 }
 
@@ -201,6 +202,11 @@ impl Libpod {
         }
         let created: Created = self.json(Method::POST, "/containers/create", Some(body)).await?;
         Ok(created.id)
+    }
+
+    /// `init`: makes everything but does not start it; already made is fine.
+    pub async fn init(&self, name: &str) -> Result<()> {
+        self.done(Method::POST, &format!("/containers/{name}/init")).await
     }
 
     /// `start`; already started is fine.

@@ -161,7 +161,7 @@ impl Podman {
     async fn ended(&self, name: &str, by: Instant) -> Result<Option<Exit>> {
         let mut pause = Duration::from_millis(10);
         loop {
-            match seen(&self.client().inspect(name).await?.state)? {
+            match self.shared.look(name).await? {
                 Seen::Exited(exit) => return Ok(Some(exit)),
                 // It never ran.
                 Seen::Created => {
@@ -180,12 +180,24 @@ impl Podman {
     /// Whether a call that failed as `Busy` failed because it was already so.
     async fn already(&self, name: &str, done: Result<()>, wanted: &Seen) -> Result<()> {
         match done {
-            Err(Error::Busy(why)) => match seen(&self.client().inspect(name).await?.state)? {
+            Err(Error::Busy(why)) => match self.shared.look(name).await? {
                 now if now == *wanted => Ok(()),
                 _ => Err(Error::Busy(why)),
             },
             done => done,
         }
+    }
+
+    /// Removes by force, once.
+    async fn remove_now(&self, name: &str) -> Result<()> {
+        match self.shared.look(name).await {
+            // A service that was killed while it started this knows nothing of the process that waits to become the
+            // container. Told to make it, Podman finds that process, and ends it because it is in the way.
+            Ok(Seen::Created) => drop(self.client().init(name).await),
+            Err(e @ Error::Unavailable(_)) => return Err(e),
+            _ => {}
+        }
+        self.client().remove(name).await
     }
 }
 
@@ -268,9 +280,9 @@ impl Runtime for Podman {
 
     async fn adopt(&self, spec: &Spec) -> Result<()> {
         let name = spec.generation.container_name();
-        let inspect = self.client().inspect(&name).await?;
+        let seen = self.shared.look(&name).await?;
         let known = self.expect(spec, true)?;
-        match seen(&inspect.state)? {
+        match seen {
             Seen::Created => known.progress().started = false,
             Seen::Exited(exit) => self.shared.note_exit(&known, exit).await,
             _ => {
@@ -334,7 +346,7 @@ impl Runtime for Podman {
         let by = Instant::now() + REMOVE;
         let mut pause = Duration::from_millis(50);
         loop {
-            let removed = self.client().remove(&name).await;
+            let removed = self.remove_now(&name).await;
             // Only a list that does not have it counts: a half-removed container answers "no such container".
             let why = match removed {
                 Ok(()) | Err(Error::NotFound) => match self.client().list(template::LABEL_SANDBOX).await {
@@ -354,10 +366,9 @@ impl Runtime for Podman {
     }
 
     async fn inspect(&self, generation: &Generation) -> Result<Seen> {
-        match self.client().inspect(&generation.container_name()).await {
-            Ok(inspect) => seen(&inspect.state),
+        match self.shared.look(&generation.container_name()).await {
             Err(Error::NotFound) => Ok(Seen::Absent),
-            Err(e) => Err(e),
+            seen => seen,
         }
     }
 
@@ -409,6 +420,28 @@ impl Shared {
         self.all().get(generation).cloned()
     }
 
+    /// What a container is now. Podman learns of an end from the container's monitor alone: where that is gone, too, it
+    /// says "running" for ever, and only a signal shows otherwise. This one changes nothing.
+    pub async fn look(&self, name: &str) -> Result<Seen> {
+        let state = self.client.inspect(name).await?.state;
+        let now = seen(&state)?;
+        if now != Seen::Running || is_there(state.conmon_pid) || is_there(state.pid) {
+            return Ok(now);
+        }
+        match self.client.kill(name, "URG").await {
+            Ok(()) => Ok(now),
+            // The monitor may have told it just before it went.
+            Err(Error::Busy(_)) => match seen(&self.client.inspect(name).await?.state)? {
+                Seen::Running => Ok(Seen::Exited(Exit {
+                    code: 137,
+                    oom_killed: false,
+                })),
+                told => Ok(told),
+            },
+            Err(e) => Err(e),
+        }
+    }
+
     /// Tells of an exit, once a generation.
     pub async fn note_exit(&self, known: &Known, exit: Exit) {
         if std::mem::replace(&mut known.progress().ended, true) {
@@ -435,7 +468,7 @@ impl Known {
 }
 
 /// Podman's state in our words.
-pub(crate) fn seen(state: &State) -> Result<Seen> {
+fn seen(state: &State) -> Result<Seen> {
     Ok(match state.status.as_str() {
         "created" | "configured" | "initialized" => Seen::Created,
         "running" | "stopping" => Seen::Running,
@@ -448,6 +481,14 @@ pub(crate) fn seen(state: &State) -> Result<Seen> {
             )));
         }
     })
+}
+
+/// Whether this process is seen from here, and has not ended.
+fn is_there(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Before its state is its name in brackets, which may hold brackets itself.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 fn exit(state: &State) -> Exit {

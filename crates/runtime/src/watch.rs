@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use tokio::time::Instant;
 
 use crate::libpod::Event;
-use crate::podman::{Known, Shared, generation, seen};
+use crate::podman::{Known, Shared, generation};
 use crate::{Error, Result, Seen};
 
 /// A sweep happens at least this often, for events the service lost.
@@ -121,11 +121,9 @@ async fn sweep(shared: &Arc<Shared>) -> Result<()> {
 }
 
 async fn look(shared: &Shared, known: &Known) -> Result<Option<Exit>> {
-    match shared.client.inspect(&known.container.name).await {
-        Ok(inspect) => Ok(match seen(&inspect.state)? {
-            Seen::Exited(exit) => Some(exit),
-            _ => None,
-        }),
+    match shared.look(&known.container.name).await {
+        Ok(Seen::Exited(exit)) => Ok(Some(exit)),
+        Ok(_) => Ok(None),
         // Somebody removed it, by force: that is how such a process ends.
         Err(Error::NotFound) => Ok(Some(Exit {
             code: 137,

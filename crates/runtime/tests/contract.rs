@@ -82,6 +82,7 @@ contained!(
         nothing_of_the_hosts_environment_or_names_comes_in,
         a_flooded_log_stays_bounded,
         an_exit_while_the_service_is_away_is_noticed_when_it_is_back,
+        without_its_monitor_a_container_can_be_stopped_and_its_own_end_is_seen,
         a_stubborn_process_is_killed_after_its_grace,
     }
     podman_apart {

@@ -1,6 +1,7 @@
 //! One running ChoirOS: the built programs, started by `xtask up` on a data directory of their own and stopped again
 //! whatever happens. It must not reach into it other than by what `up` and the runbook promise.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -206,6 +207,14 @@ impl Instance {
     pub async fn podman(&self, method: &str, path: &str) -> Result<http::Answer> {
         let stream = UnixStream::connect(self.path("run/podman.sock")).await?;
         http::send_over(stream, method, "podman", &format!("/v4.0.0/libpod{path}"), &[], "").await
+    }
+
+    /// The ids of all containers, running or not.
+    pub async fn containers(&self) -> Result<BTreeSet<String>> {
+        let answer = self.podman("GET", "/containers/json?all=true").await?;
+        let containers: Value = serde_json::from_str(&answer.body)?;
+        let ids = containers.as_array().into_iter().flatten();
+        Ok(ids.filter_map(|it| Some(it["Id"].as_str()?.to_owned())).collect())
     }
 
     /// The running container of a sandbox.

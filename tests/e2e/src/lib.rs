@@ -12,6 +12,7 @@ pub mod neighbour;
 pub mod numbered;
 pub mod page;
 pub mod person;
+pub mod processes;
 pub mod recorder;
 pub mod registries;
 pub mod skip;

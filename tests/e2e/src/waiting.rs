@@ -11,6 +11,12 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a value that nothing announces is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// With `--slow` as much as the figures ask for.
+pub fn rounds<T>(quick: T, slow: T) -> T {
+    let is_slow = std::env::var_os("CHOIR_SLOW").is_some_and(|v| v == "1");
+    if is_slow { slow } else { quick }
+}
+
 /// Asks until there is a value; an error that lasts is reported with what was waited for.
 pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + PATIENCE;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use choir_api::client::{ClientError, SlotVerb};
 use choir_api::workspaces::{CreateRelease, Deploy, Deployment, Fork, Rollback};
 use choir_core::deployment::Step;
@@ -12,11 +12,13 @@ use choir_e2e::instance::Instance;
 use choir_e2e::numbered::{Visitors, twice};
 use choir_e2e::person::{app_config, run, workspace};
 use choir_e2e::skip;
-use choir_e2e::waiting::{PATIENCE, step, until};
+use choir_e2e::waiting::{PATIENCE, rounds, step, until};
 use choir_hypervisor::fail::POINTS;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Scene, rounds};
+use crate::Scene;
+
+mod monitors;
 
 /// What is asked for while something dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,6 +178,10 @@ async fn wherever_the_hypervisor_dies_what_was_acknowledged_is_so_and_nothing_is
     rotating.await?;
     step("random kills under load", stage.random_kills()).await?;
     step("Podman's service is killed", stage.podman_is_killed()).await?;
+    step("the containers' monitors are killed", stage.monitors_are_killed()).await?;
+    let unseen = stage.an_end_that_no_monitor_told_of_is_noticed();
+    step("dev ends without its monitor", unseen).await?;
+    step("everything is stopped", stage.nothing_outlives_it()).await?;
     stage.recoveries.sort();
     let at = |percent: usize| stage.recoveries[(stage.recoveries.len() * percent).div_ceil(100) - 1];
     eprintln!(
@@ -500,32 +506,6 @@ impl Stage {
                 "delivered more than once: {:?}",
                 twice(&written)
             );
-        }
-        Ok(())
-    }
-
-    async fn podman_is_killed(&mut self) -> Result<()> {
-        for nth in 0..rounds(10, 60) {
-            let op = [Op::Restart, Op::Swap, Op::Fork, Op::Deploy][nth % 4];
-            let before = self.prepare(op).await?;
-            let wanted = self.wanted(op, &before).await?;
-            let text = std::fs::read_to_string(self.scene.instance.path("run/podman.pid"))?;
-            let pid = text.lines().next().and_then(|l| l.parse().ok()).and_then(Pid::from_raw);
-            let Some(pid) = pid else {
-                bail!("no pid of Podman's service in {text}")
-            };
-            let at = Duration::from_millis(u64::try_from(nth).unwrap_or_default() * 40);
-            let kill = async {
-                tokio::time::sleep(at).await;
-                kill_process(pid, Signal::KILL).context("cannot kill")
-            };
-            let begun = Instant::now();
-            let (answer, killed) = tokio::join!(self.ask(op), kill);
-            killed?;
-            self.settled().await?;
-            self.recoveries.push(begun.elapsed());
-            let judged = self.judge(&before, &wanted, answer.ok().flatten()).await;
-            judged.with_context(|| format!("{op:?}, Podman killed after {at:?}"))?;
         }
         Ok(())
     }

@@ -10,9 +10,9 @@ use choir_e2e::instance::Instance;
 use choir_e2e::numbered::{Report, Visitors};
 use choir_e2e::person::{app_config, run, workspace};
 use choir_e2e::skip;
-use choir_e2e::waiting::{PATIENCE, step};
+use choir_e2e::waiting::{PATIENCE, rounds, step};
 
-use crate::{Scene, rounds, well};
+use crate::{Scene, well};
 
 /// From the first step to that in which traffic goes elsewhere, and to the end.
 fn took(deployment: &Deployment, until: Step) -> Duration {

@@ -17,12 +17,6 @@ use choir_e2e::person::{self, USER, WORKSPACE, app_config, run, workspace};
 use choir_e2e::waiting::{PATIENCE, until};
 use url::Url;
 
-/// With `--slow` as many as the figures ask for.
-fn rounds(quick: usize, slow: usize) -> usize {
-    let is_slow = std::env::var_os("CHOIR_SLOW").is_some_and(|v| v == "1");
-    if is_slow { slow } else { quick }
-}
-
 /// A workspace whose live serves the app under the mark `good`, and dev under `new`, both to everybody.
 struct Scene {
     instance: Instance,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use choir_runtime::{Error, Notice, Runtime, Seen};
+use rustix::process::{Pid, Signal};
 
 use super::inside;
 use crate::rig::{PATIENCE, Rig, await_exit, await_notice, await_seen, run, sh};
@@ -139,6 +140,38 @@ pub async fn an_exit_while_the_service_is_away_is_noticed_when_it_is_back(rig: &
     );
     service.come_back();
     assert_eq!(await_exit(&mut inside.notices, &inside.spec.generation).await.code, 137);
+    inside.end().await;
+}
+
+/// F09: Podman learns of an end from the monitor, and where that died before, says "running" for ever.
+pub async fn without_its_monitor_a_container_can_be_stopped_and_its_own_end_is_seen(rig: &Rig) {
+    let mut inside = inside(rig).await;
+    let kill = |pid| rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    let name = inside.spec.generation.container_name();
+    kill(rig.libpod().inspect(&name).await.unwrap().state.conmon_pid);
+    inside.ok("true").await;
+    let generation = inside.spec.generation.clone();
+    let stopped = inside.runtime.stop(&generation, Duration::from_secs(20));
+    tokio::time::timeout(Duration::from_secs(15), stopped)
+        .await
+        .expect("its end is seen before its grace is over")
+        .unwrap();
+    inside.runtime.remove(&generation).await.unwrap();
+
+    inside.spec.generation.number = 2;
+    run(&inside.runtime, &mut inside.notices, &inside.spec).await;
+    let name = inside.spec.generation.container_name();
+    let state = rig.libpod().inspect(&name).await.unwrap().state;
+    kill(state.conmon_pid);
+    assert_eq!(
+        inside.runtime.inspect(&inside.spec.generation).await.unwrap(),
+        Seen::Running
+    );
+    kill(state.pid);
+    await_seen(&inside.runtime, &inside.spec.generation, |s| {
+        matches!(s, Seen::Exited(_))
+    })
+    .await;
     inside.end().await;
 }
 

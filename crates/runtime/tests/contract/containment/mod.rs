@@ -22,6 +22,7 @@ mod strangers;
 pub use bounds::{
     a_flooded_log_stays_bounded, a_fork_bomb_ends_at_the_pids_limit, a_memory_hog_dies_alone,
     a_stubborn_process_is_killed_after_its_grace, an_exit_while_the_service_is_away_is_noticed_when_it_is_back,
+    without_its_monitor_a_container_can_be_stopped_and_its_own_end_is_seen,
 };
 pub use calls::forbidden_system_calls_are_refused;
 pub use network::{
