@@ -4,9 +4,9 @@ use choir_core::Name;
 use clap::{Parser, Subcommand};
 
 use crate::verbs::{
-    audit, completions, config, deploy, deployments, doctor, exec, fork, grants, invites, login, logs, new, open,
-    pause, prove, releases, restart, rollback, run, secrets, shell, smoke, snapshots, start, stop, swap, tasks, tokens,
-    usage, workspaces,
+    audit, completions, config, deploy, deployments, doctor, drill, exec, fork, grants, invites, login, logs, new,
+    open, pause, prove, releases, restart, rollback, run, secrets, shell, smoke, snapshots, start, stop, swap, tasks,
+    tokens, usage, workspaces,
 };
 
 /// Where `choir` looks when nothing says otherwise.
@@ -77,6 +77,7 @@ pub enum Verb {
     Audit(audit::Args),
     Prove(prove::Args),
     Smoke(smoke::Args),
+    Drill(drill::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }

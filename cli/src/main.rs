@@ -5,13 +5,16 @@ mod args;
 mod config;
 mod context;
 mod deploying;
+mod drill;
 mod failure;
 mod known_hosts;
 mod output;
 mod progress;
+mod report;
 mod repository;
 mod settings;
 mod smoke;
+mod throwaway;
 mod verbs;
 mod waiting;
 

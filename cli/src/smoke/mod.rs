@@ -4,7 +4,6 @@
 mod account;
 mod browser;
 mod passkey;
-mod report;
 mod slots;
 
 use std::time::{Duration, Instant};
@@ -12,15 +11,15 @@ use std::time::{Duration, Instant};
 use choir_api::client::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use choir_api::client::{Client, SlotVerb};
 use choir_core::{Name, Slot};
-use data_encoding::BASE32_NOPAD;
 
 use self::account::{Account, expect};
 use self::browser::Browser;
-use self::report::Report;
 use self::slots::Pair;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output;
+use crate::report::Report;
+use crate::throwaway::letters;
 use crate::verbs::swap::swap;
 use crate::verbs::workspaces::DELETION;
 use crate::waiting::until;
@@ -64,7 +63,7 @@ pub async fn run(ctx: &Context, options: Options) -> Result<(), Failure> {
 async fn everything(ctx: &Context, client: &Client, options: &Options, report: &mut Report) -> Result<(), Failure> {
     let mut browser = Browser::new(client.clone())?;
     report.step("the hypervisor is alive and ready", ready(client)).await?;
-    let username = format!("smoke-{}", random_letters()?);
+    let username = format!("smoke-{}", letters()?);
     let registering = Account::register(&mut browser, &username, options.invite.as_deref());
     let mut account = report
         .step("register a throw-away user with a passkey", registering)
@@ -237,12 +236,4 @@ async fn metrics(browser: &Browser, client: &Client, token: &str) -> Result<(), 
         is_metrics,
         "/metrics has nothing of ours with this token; check its file",
     )
-}
-
-/// Six letters and digits, so that two runs do not meet.
-fn random_letters() -> Result<String, Failure> {
-    let mut bytes = [0; 4];
-    getrandom::fill(&mut bytes).map_err(|e| Failure::Failed(format!("the system gives no randomness: {e}")))?;
-    let text = BASE32_NOPAD.encode(&bytes).to_ascii_lowercase();
-    Ok(text.chars().take(6).collect())
 }

@@ -6,6 +6,7 @@ pub mod config;
 pub mod deploy;
 pub mod deployments;
 pub mod doctor;
+pub mod drill;
 pub mod exec;
 pub mod fork;
 pub mod grants;
@@ -86,6 +87,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Audit(args) => audit::run(&ctx, args).await,
         Verb::Prove(args) => prove::run(&ctx, &args).await,
         Verb::Smoke(args) => smoke::run(&ctx, args).await,
+        Verb::Drill(args) => drill::run(&ctx, &args).await,
         Verb::Doctor(args) => doctor::run(&ctx, &args).await,
         Verb::Completions(_) => Ok(()),
     }

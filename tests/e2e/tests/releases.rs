@@ -1,0 +1,368 @@
+//! Releases as a person makes them: of images that Podman built and saved, without bash, without a user of ours, without a
+//! shell at all; and of a sandbox. What an image says of how it wants to run is not obeyed.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use choir_api::client::Client;
+use choir_api::sandbox::{Command as Shell, ExecRequest};
+use choir_core::Slot;
+use choir_e2e::instance::Instance;
+use choir_e2e::person::{self, USER, WORKSPACE, run, workspace};
+use choir_e2e::waiting::{step, until};
+use choir_e2e::{http, skip};
+use serde_json::Value;
+
+/// Layers that add, replace and take away, and a configuration that wants what nobody may have.
+const CONTAINERFILE: &str = "\
+FROM localhost/base:1
+COPY new /opt/new
+RUN rm -r /opt/old /etc/gone && echo changed > /etc/motd
+USER 0:0
+ENV LD_PRELOAD=/opt/new CHOIR_SLOT_AT_START=forged
+VOLUME /etc
+LABEL io.podman.annotations.cid-file=/etc/choir-e2e-evil choir.sandbox=forged
+ENTRYPOINT [\"/bin/sh\", \"-c\", \"echo evil > /etc/motd\"]
+";
+
+/// What Podman puts into a container of its own, and so into what it exports.
+const OF_PODMAN: [&str; 9] = [
+    "etc/hosts",
+    "etc/hostname",
+    "etc/resolv.conf",
+    "etc/mtab",
+    "proc",
+    "dev",
+    "sys",
+    "run",
+    ".dockerenv",
+];
+
+struct Scene {
+    instance: Instance,
+    client: Client,
+    token: String,
+    builder: Builder,
+}
+
+/// A Podman of the test's own, whose storage is thrown away.
+struct Builder(tempfile::TempDir);
+
+impl Builder {
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn podman(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new("podman");
+        command
+            .current_dir(self.0.path())
+            .arg("--root")
+            .arg(self.path("storage"))
+            .arg("--runroot")
+            .arg(self.path("run"))
+            .args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"])
+            .args(["--events-backend", "none", "--runtime", "runc"]);
+        let output = succeeded(command.args(arguments))?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// A root file system of one static program under these names.
+    fn base(&self, name: &str, programs: &[&str]) -> Result<()> {
+        let root = self.path(name);
+        for directory in ["bin", "etc", "opt/old", "tmp"] {
+            fs::create_dir_all(root.join(directory))?;
+        }
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
+        let busybox = busybox.into_iter().find(|path| path.exists());
+        fs::copy(busybox.context("no busybox")?, root.join("bin/busybox"))?;
+        for program in programs {
+            symlink("busybox", root.join("bin").join(program))?;
+        }
+        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
+        fs::write(root.join("etc/gone"), "below")?;
+        fs::write(root.join("opt/old/file"), "below")?;
+        let tar = self.path(&format!("{name}.tar"));
+        succeeded(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg("."))?;
+        let image = format!("localhost/{name}:1");
+        self.podman(&["import", &format!("{name}.tar"), &image]).map(drop)
+    }
+}
+
+fn succeeded(command: &mut Command) -> Result<Output> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} failed: {told}");
+    Ok(output)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_and_sandboxes_become_releases_that_run_and_hostile_ones_do_not() -> Result<()> {
+    if skip::cannot_run("releases") {
+        return Ok(());
+    }
+    let builder = Builder(tempfile::tempdir()?);
+    step("Podman builds images", async { build(&builder) }).await?;
+    let instance = Instance::up(&[])?;
+    let (client, token) = person::sign_in_with_token(&instance).await?;
+    client.create_workspace(&workspace()).await?;
+    let scene = Scene {
+        instance,
+        client,
+        token,
+        builder,
+    };
+    person::start(&scene.client, Slot::Dev).await?;
+    let release = step("an image without bash or a user of ours", scene.alpine_like()).await?;
+    step("nothing it asks for is obeyed", scene.is_not_obeyed()).await?;
+    step(
+        "it holds what Podman would give it",
+        scene.holds_what_podman_exports(&release),
+    )
+    .await?;
+    step("an image without a shell", scene.shell_less()).await?;
+    step("an image that was changed", scene.changed()).await?;
+    step("a release of a sandbox", scene.of_a_sandbox()).await?;
+    step("what is used stays", scene.used_ones_stay(&release)).await
+}
+
+fn build(builder: &Builder) -> Result<()> {
+    builder.base(
+        "base",
+        &["sh", "cat", "id", "ls", "rm", "echo", "httpd", "env", "sleep"],
+    )?;
+    builder.base("bare", &[])?;
+    fs::write(builder.path("new"), "above")?;
+    fs::write(builder.path("Containerfile"), CONTAINERFILE)?;
+    let tag = [
+        "build",
+        "--isolation=chroot",
+        "--network=host",
+        "--layers=true",
+        "-t",
+        "localhost/layered:1",
+        ".",
+    ];
+    builder.podman(&tag)?;
+    builder.podman(&[
+        "save",
+        "--format=oci-archive",
+        "-o",
+        "layered.tar",
+        "localhost/layered:1",
+    ])?;
+    builder.podman(&[
+        "save",
+        "--format=docker-archive",
+        "-o",
+        "docker.tar",
+        "localhost/layered:1",
+    ])?;
+    builder.podman(&[
+        "save",
+        "--format=oci-archive",
+        "-o",
+        "bare-image.tar",
+        "localhost/bare:1",
+    ])?;
+    builder.podman(&["create", "--name=c", "--network=none", "localhost/layered:1"])?;
+    builder.podman(&["export", "-o", "export.tar", "c"])?;
+    fs::create_dir(builder.path("export"))?;
+    let (tar, into) = (builder.path("export.tar"), builder.path("export"));
+    succeeded(Command::new("tar").arg("-C").arg(into).arg("-xf").arg(tar)).map(drop)
+}
+
+impl Scene {
+    /// What a person types; its answer as JSON, or what it complains of.
+    fn choir(&self, arguments: &[&str]) -> Result<Result<Value, String>> {
+        let mut choir = self.instance.choir(&self.token)?;
+        let output = choir.arg("--json").args(arguments).output()?;
+        Ok(match output.status.code() {
+            Some(0) => Ok(serde_json::from_slice(&output.stdout)?),
+            Some(1) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+            other => bail!("`choir {arguments:?}` ended with {other:?}"),
+        })
+    }
+
+    fn done(&self, arguments: &[&str]) -> Result<Value> {
+        let answer = self.choir(arguments)?;
+        answer.map_err(|told| anyhow::anyhow!("`choir {}` failed: {told}", arguments.join(" ")))
+    }
+
+    /// Imports an archive and deploys it to dev; the release.
+    fn runs(&self, archive: &str, more: &[&str]) -> Result<String> {
+        let archive = self.builder.path(archive);
+        let archive = archive.to_str().context("a path")?;
+        let made = self.done(&[&["releases", "import", archive], more].concat())?;
+        let id = made["id"].as_str().context("no id")?.to_owned();
+        let deployed = self.done(&["deploy", "dev", &id])?;
+        ensure!(deployed["step"] == "succeeded", "{deployed}");
+        Ok(id)
+    }
+
+    async fn alpine_like(&self) -> Result<String> {
+        let config = self.builder.path("config.json");
+        fs::write(
+            &config,
+            r#"{"start": "exec httpd -f -p 127.0.0.1:3000 -h /opt", "health": {"path": "/new", "timeout_s": 10}}"#,
+        )?;
+        let config = config.to_str().context("a path")?;
+        let id = self.runs("layered.tar", &["--name", "layered", "--config", config])?;
+        let files = run(&self.client, Slot::Dev, "cat /etc/motd /opt/new; ls /opt /etc").await?;
+        ensure!(files.starts_with("changed\nabove"), "{files}");
+        ensure!(!files.contains("old") && !files.contains("gone"), "{files}");
+        ensure!(run(&self.client, Slot::Dev, "id -u").await? == "1000\n");
+        let written = run(&self.client, Slot::Dev, "echo mine > ~/file && cat ~/file").await?;
+        ensure!(written == "mine\n", "its home is its user's");
+        Ok(id)
+    }
+
+    async fn is_not_obeyed(&self) -> Result<()> {
+        let environment = run(&self.client, Slot::Dev, "env").await?;
+        ensure!(!environment.contains("LD_PRELOAD"), "{environment}");
+        ensure!(environment.contains("CHOIR_SLOT_AT_START=dev\n"), "{environment}");
+        ensure!(!Path::new("/etc/choir-e2e-evil").exists());
+        let motd = run(&self.client, Slot::Dev, "cat /etc/motd").await?;
+        ensure!(
+            motd == "changed\n",
+            "its entry point was not run, nor is /etc another volume: {motd}"
+        );
+        // The control: it does ask for all that, and Podman would do as it says.
+        let asks = self.builder.podman(&["image", "inspect", "localhost/layered:1"])?;
+        for wish in ["LD_PRELOAD", "io.podman.annotations.cid-file", "0:0", "echo evil"] {
+            ensure!(asks.contains(wish), "{wish}: {asks}");
+        }
+        Ok(())
+    }
+
+    async fn holds_what_podman_exports(&self, release: &str) -> Result<()> {
+        let ours = self.instance.path("volumes").join(release).join("root");
+        let (ours, podmans) = (tree(&ours)?, tree(&self.builder.path("export"))?);
+        ensure!(podmans.len() > 10, "{podmans:?}");
+        for (name, entry) in &podmans {
+            if !OF_PODMAN.contains(&name.as_str()) {
+                let own = ours.iter().find(|(n, _)| n == name);
+                ensure!(
+                    own.is_some_and(|(_, own)| own == entry),
+                    "{name}: {own:?} and not {entry}"
+                );
+            }
+        }
+        let extra = ours.iter().find(|(name, _)| !podmans.iter().any(|(n, _)| n == name));
+        ensure!(extra.is_none(), "{extra:?}");
+        Ok(())
+    }
+
+    async fn shell_less(&self) -> Result<()> {
+        self.runs("bare-image.tar", &["--name", "bare"])?;
+        let request = ExecRequest {
+            command: Shell::Argv(["/bin/busybox", "echo", "hello"].map(str::to_owned).to_vec()),
+            cwd: None,
+            env: [].into(),
+            stdin: None,
+            timeout_ms: None,
+            max_output_bytes: None,
+        };
+        let done = self.client.sandbox(&workspace(), Slot::Dev).exec(&request).await?;
+        ensure!(done.exit.exit_code == 0 && done.stdout == "hello\n", "{done:?}");
+        Ok(())
+    }
+
+    async fn changed(&self) -> Result<()> {
+        let honest = fs::read(self.builder.path("docker.tar"))?;
+        let at = honest
+            .windows(8)
+            .position(|w| w == b"changed\n")
+            .context("no such file")?;
+        let mut changed = honest;
+        changed[at] = b'C';
+        let path = self.builder.path("changed.tar");
+        fs::write(&path, changed)?;
+        let refused = self.choir(&["releases", "import", path.to_str().context("a path")?])?;
+        let told = refused.err().context("it was imported")?;
+        ensure!(told.contains("is not what its digest says"), "{told}");
+        let volumes = self.instance.operate(&["fsck"])?;
+        ensure!(volumes.starts_with("clean"), "{volumes}");
+        // The control: unchanged it is a release.
+        let honest = self.builder.path("docker.tar");
+        let made = self.done(&[
+            "releases",
+            "import",
+            honest.to_str().context("a path")?,
+            "--name",
+            "docker",
+        ])?;
+        ensure!(made["state"] == "candidate", "{made}");
+        let id = made["id"].as_str().context("no id")?;
+        self.done(&["releases", "rm", id]).map(drop)
+    }
+
+    async fn of_a_sandbox(&self) -> Result<()> {
+        let made = self.done(&["releases", "make", "--from", "dev", "--name", "of-dev"])?;
+        let id = made["id"].as_str().context("no id")?;
+        let listed = self.done(&["releases"])?;
+        let found = listed["items"]
+            .as_array()
+            .context("no list")?
+            .iter()
+            .find(|r| r["id"] == id);
+        ensure!(
+            found.is_some_and(|r| r["own"] == true && r["bytes"].as_u64() > Some(0)),
+            "{found:?}"
+        );
+        let deployed = self.done(&["deploy", "live", id])?;
+        ensure!(deployed["step"] == "succeeded", "{deployed}");
+        let rolled = self.done(&["rollback"])?;
+        ensure!(rolled["step"] == "succeeded", "{rolled}");
+        ensure!(run(&self.client, Slot::Live, "bash -c 'echo $0'").await? == "bash\n");
+        Ok(())
+    }
+
+    async fn used_ones_stay(&self, release: &str) -> Result<()> {
+        self.done(&["deploy", "dev", release])?;
+        until("the app of the image to answer", async || {
+            let live = self.instance.app("dev", WORKSPACE, USER);
+            let answer = http::send("GET", &live.join("new")?, &[], "").await?;
+            // It is private: that it is asked to sign in is the answer of something that runs.
+            Ok((answer.status == 401).then_some(()))
+        })
+        .await?;
+        let refused = self.choir(&["releases", "rm", release])?;
+        let told = refused.err().context("it was deleted")?;
+        ensure!(told.contains("slot runs this release"), "{told}");
+        Ok(())
+    }
+}
+
+/// Every path below a directory with its kind, mode, owner and contents, whatever range its ids are in.
+fn tree(top: &Path) -> Result<Vec<(String, String)>> {
+    let base = fs::metadata(top)?.uid();
+    let (mut found, mut left) = (Vec::new(), vec![top.to_owned()]);
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let path = entry?.path();
+            let meta = fs::symlink_metadata(&path)?;
+            let holds = if meta.is_dir() {
+                left.push(path.clone());
+                "a directory".to_owned()
+            } else if meta.is_symlink() {
+                format!("a link to {}", fs::read_link(&path)?.display())
+            } else {
+                format!("{} bytes, {:x}", meta.len(), checksum(&fs::read(&path)?))
+            };
+            let name = path.strip_prefix(top)?.to_string_lossy().into_owned();
+            found.push((name, format!("{holds}, {:o}, {}", meta.mode(), meta.uid() - base)));
+        }
+    }
+    Ok(found)
+}
+
+fn checksum(bytes: &[u8]) -> u64 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
