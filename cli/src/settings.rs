@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::failure::Failure;
 
 /// Settings that hold other settings and that a PATCH replaces as a whole.
-const REPLACED_WHOLE: [&str; 5] = ["access", "ports", "env", "git", "awake"];
+const REPLACED_WHOLE: [&str; 6] = ["access", "ports", "env", "git", "awake", "guard"];
 
 /// The patch that makes `assignments` so.
 pub fn set(current: &WorkspaceSettings, assignments: &[String]) -> Result<WorkspaceSettings, Failure> {

@@ -174,6 +174,7 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
     for deployment in ahead {
         tokio::spawn(app.clone().roll_forward(deployment));
     }
+    app.resume_guards().await?;
     for finding in app.stats().await.findings {
         tracing::warn!("{finding}");
     }

@@ -125,6 +125,7 @@ impl Scratch<'_> {
                 port: None,
                 expect: 200,
                 timeout_s: WELL_WITHIN_S,
+                websocket: None,
             }),
             ..ReleaseConfig::default()
         };

@@ -103,6 +103,34 @@ pub struct WorkspaceSettings {
     /// How programs in the sandboxes get at model providers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider_mode: Option<ProviderMode>,
+    /// What takes a swap back by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Guard>,
+}
+
+/// How live is watched after a swap. Where it does worse than this, it is rolled back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guard {
+    /// Seconds from the swap on; 0 for not at all.
+    pub watch_s: u64,
+    /// Of 100 requests, how many may fail: be answered with a status of 500 or more, or not at all.
+    #[serde(default = "few_percent")]
+    pub max_error_percent: u8,
+    /// How long 95 of 100 answers may take to begin; as long as they like where missing. Measured in powers of two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_p95_ms: Option<u64>,
+    /// Before that many requests nothing is judged.
+    #[serde(default = "some_requests")]
+    pub min_requests: u64,
+}
+
+fn few_percent() -> u8 {
+    5
+}
+
+fn some_requests() -> u64 {
+    20
 }
 
 /// How an app shows that it is well.
@@ -118,6 +146,9 @@ pub struct HealthCheck {
     pub expect: u16,
     #[serde(default = "ten_seconds")]
     pub timeout_s: u64,
+    /// A path that must accept a websocket, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub websocket: Option<String>,
 }
 
 fn root_path() -> String {
@@ -149,6 +180,9 @@ pub struct ReleaseConfig {
     pub limits: LimitsPatch,
 }
 
+/// How long a guard may watch, in seconds.
+const MOST_WATCHED_S: u64 = 3600;
+
 /// The port of a slot's app where nothing says otherwise.
 pub const DEFAULT_APP_PORT: u16 = 3000;
 
@@ -179,6 +213,7 @@ impl WorkspaceSettings {
             intercept_tls: patch.intercept_tls.or(self.intercept_tls),
             egress: patch.egress.or(self.egress),
             provider_mode: patch.provider_mode.or(self.provider_mode),
+            guard: patch.guard.or(self.guard),
         }
     }
 
@@ -219,6 +254,14 @@ impl WorkspaceSettings {
                 egress::MOST_HOSTS
             )));
         }
+        if let Some(guard) = &self.guard
+            && (guard.watch_s > MOST_WATCHED_S || guard.max_error_percent > 100 || guard.min_requests == 0)
+        {
+            return Err(SettingError(format!(
+                "`guard` needs a `watch_s` of at most {MOST_WATCHED_S}, a `max_error_percent` of at most 100 and \
+                 `min_requests` of at least 1"
+            )));
+        }
         self.env.as_ref().map_or(Ok(()), validate_env)
     }
 }
@@ -246,9 +289,11 @@ impl ReleaseConfig {
             if let Some(port) = check.port {
                 check_port("health.port", port)?;
             }
-            if !(1..=600).contains(&check.timeout_s) || !check.path.starts_with('/') {
+            let paths = [Some(&check.path), check.websocket.as_ref()];
+            if !(1..=600).contains(&check.timeout_s) || paths.into_iter().flatten().any(|path| !path.starts_with('/')) {
                 return Err(SettingError(
-                    "`health` needs a `path` that begins with / and a `timeout_s` of 1 to 600".to_owned(),
+                    "`health` needs a `path` (and a `websocket`, if any) that begins with / and a `timeout_s` of 1 to 600"
+                        .to_owned(),
                 ));
             }
         }
@@ -318,6 +363,7 @@ mod tests {
             r#"{"health": {"timeout_s": 601}}"#,
             r#"{"health": {"timeout_s": 0}}"#,
             r#"{"health": {"path": "well"}}"#,
+            r#"{"health": {"websocket": "socket"}}"#,
             r#"{"health": {"port": 9091}}"#,
         ] {
             assert!(
@@ -347,6 +393,9 @@ mod tests {
             r#"{"env": {"CHOIR_X": "1"}}"#,
             r#"{"limits": {"memory": 1}}"#,
             r#"{"limits": {"cpus": -1.0}}"#,
+            r#"{"guard": {"watch_s": 3601}}"#,
+            r#"{"guard": {"watch_s": 60, "max_error_percent": 101}}"#,
+            r#"{"guard": {"watch_s": 60, "min_requests": 0}}"#,
         ] {
             let settings: WorkspaceSettings = serde_json::from_str(bad).unwrap();
             assert!(settings.validate().is_err(), "{bad}");

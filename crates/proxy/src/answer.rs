@@ -37,6 +37,10 @@ impl Refusal {
         }
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     pub(crate) const fn closing(mut self) -> Self {
         self.close = true;
         self

@@ -101,7 +101,9 @@ impl Forwarder {
         let websocket = head::wants_websocket(&parts);
         let upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| websocket);
         let in_flight = self.lane(&via.route.generation).begin();
-        via.route.activity.touch();
+        let activity = &via.route.activity;
+        activity.touch();
+        let begun = activity.last_ms();
         let asked = Asked {
             page: crate::answer::wants_page(&parts.headers),
             head: parts.method == Method::HEAD,
@@ -115,6 +117,11 @@ impl Forwarder {
             );
         };
         let sent = self.send(request, &in_flight, via.route, websocket).await;
+        let failed = match &sent {
+            Ok((_, response)) => response.status().is_server_error(),
+            Err(refusal) => refusal.status().is_server_error(),
+        };
+        activity.answered(begun, failed);
         let mut response = match sent {
             Ok((upstream, response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => match upgrade {
                 Some(client) => return self.switch(upstream, response, client, &in_flight, &via),

@@ -106,6 +106,49 @@ pub struct Activity {
     clock: Clock,
     last: AtomicU64,
     tunnels: AtomicUsize,
+    /// Answers by how long their heads took: the n-th counts those below 2^n ms, the last one all that took longer.
+    answers: [AtomicU64; TIMES],
+    failures: AtomicU64,
+}
+
+/// From below 1 ms to below 32 s, and beyond.
+const TIMES: usize = 17;
+
+/// What was answered until some moment, or between two.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Answers with a status below 500.
+    answers: [u64; TIMES],
+    /// Those with one above, and requests that nothing answered.
+    pub failures: u64,
+}
+
+impl Tally {
+    /// What came after `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            answers: std::array::from_fn(|nth| self.answers[nth].saturating_sub(before.answers[nth])),
+            failures: self.failures.saturating_sub(before.failures),
+        }
+    }
+
+    /// Requests, however they ended.
+    pub fn requests(&self) -> u64 {
+        self.answers.iter().sum::<u64>() + self.failures
+    }
+
+    /// A time in ms within which 95 of 100 answers began, at most twice what it was; 0 where there are none.
+    pub fn p95_ms(&self) -> u64 {
+        let all: u64 = self.answers.iter().sum();
+        let mut within = 0;
+        for (nth, count) in self.answers.iter().enumerate() {
+            within += count;
+            if all > 0 && within * 100 >= all * 95 {
+                return 1 << nth;
+            }
+        }
+        0
+    }
 }
 
 impl Activity {
@@ -116,6 +159,8 @@ impl Activity {
             clock,
             last,
             tunnels: AtomicUsize::new(0),
+            answers: Default::default(),
+            failures: AtomicU64::new(0),
         })
     }
 
@@ -132,6 +177,25 @@ impl Activity {
     /// Notes use.
     pub fn touch(&self) {
         self.last.store((self.clock)(), Ordering::Relaxed);
+    }
+
+    /// How requests were answered since its making.
+    pub fn tally(&self) -> Tally {
+        Tally {
+            answers: std::array::from_fn(|nth| self.answers[nth].load(Ordering::Relaxed)),
+            failures: self.failures.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Notes how a request ended that was begun at `begun` by the clock.
+    pub fn answered(&self, begun: u64, failed: bool) {
+        if failed {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let took = (self.clock)().saturating_sub(begun);
+        let nth = (u64::BITS - took.leading_zeros()) as usize;
+        self.answers[nth.min(TIMES - 1)].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn tunnel(self: &Arc<Self>) -> OpenTunnel {

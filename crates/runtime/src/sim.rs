@@ -12,7 +12,7 @@ use choir_link::ListenerKind;
 use tokio::sync::mpsc;
 
 use crate::gate;
-use crate::sim_app::{self, Inside};
+use crate::sim_app::{self, Answerer, Inside};
 use crate::sweep::{Frame, Part};
 use crate::{Error, Found, LogLine, Notice, Result, Runtime, Seen, Spec, Stats, Stream};
 
@@ -370,22 +370,22 @@ impl Runtime for Sim {
 
     async fn open(&self, generation: &Generation, door: Door) -> Result<Stream> {
         let (near, far) = tokio::io::duplex(64 << 10);
-        let agent = {
+        let by = {
             let world = self.world.lock();
             let contained = world.containers.get(generation).ok_or(Error::NotFound)?;
             if contained.seen != Seen::Running || contained.fault == Some(Fault::NeverReady) {
                 return Err(Error::Unavailable("its agent is not connected".into()));
             }
             match door {
-                Door::Agent => Some(Inside {
+                Door::Agent => Answerer::Agent(Inside {
                     config: contained.spec.agent.clone(),
                     frames: frames(&contained.spec.agent, world.planted.get(&generation.sandbox)),
                 }),
-                Door::Port(port) if world.ports.contains(&port) => None,
+                Door::Port(port) if world.ports.contains(&port) => Answerer::App(port),
                 Door::Port(_) => return Err(Error::NotListening),
             }
         };
-        tokio::spawn(sim_app::serve(far, generation.clone(), agent));
+        tokio::spawn(sim_app::serve(far, generation.clone(), by));
         Ok(Stream::Memory(near))
     }
 

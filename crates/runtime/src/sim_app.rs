@@ -16,6 +16,13 @@ use tokio::io::DuplexStream;
 
 use crate::sweep::{self, Frame};
 
+/// Who answers a connection.
+pub(crate) enum Answerer {
+    Agent(Inside),
+    /// The app, on this port.
+    App(u16),
+}
+
 /// What a simulated agent knows.
 pub(crate) struct Inside {
     pub config: AgentConfig,
@@ -23,16 +30,16 @@ pub(crate) struct Inside {
     pub frames: Vec<Frame>,
 }
 
-/// Serves one connection: the agent's API where `agent` is given, else the app.
-pub(crate) async fn serve(stream: DuplexStream, generation: Generation, agent: Option<Inside>) {
-    let agent = agent.as_ref();
+/// Serves one connection.
+pub(crate) async fn serve(stream: DuplexStream, generation: Generation, by: Answerer) {
+    let by = &by;
     let service = service_fn(|request: Request<Incoming>| {
         let generation = generation.clone();
         async move {
-            Ok::<_, Infallible>(match agent {
-                Some(inside) if request.uri().path() == sweep::ROUTE => shown(&request, inside),
-                Some(inside) => health(&request, &generation, &inside.config),
-                None => echo(request, &generation).await,
+            Ok::<_, Infallible>(match by {
+                Answerer::Agent(inside) if request.uri().path() == sweep::ROUTE => shown(&request, inside),
+                Answerer::Agent(inside) => health(&request, &generation, &inside.config),
+                Answerer::App(port) => echo(request, &generation, *port).await,
             })
         }
     });
@@ -73,7 +80,7 @@ fn health(request: &Request<Incoming>, generation: &Generation, config: &AgentCo
 }
 
 /// Tells which sandbox answered, and everything that reached it.
-async fn echo(request: Request<Incoming>, generation: &Generation) -> Response<Full<Bytes>> {
+async fn echo(request: Request<Incoming>, generation: &Generation, port: u16) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await else {
         return answer(400, &json!({"error": "the body broke off"}));
@@ -86,6 +93,7 @@ async fn echo(request: Request<Incoming>, generation: &Generation) -> Response<F
     let body = json!({
         "sandbox": generation.sandbox,
         "generation": generation.number,
+        "port": port,
         "method": head.method.as_str(),
         "target": head.uri.to_string(),
         "headers": headers,

@@ -15,6 +15,7 @@ use crate::fail;
 use crate::random::draw;
 
 mod exchange;
+mod guard;
 mod health;
 mod refill;
 pub mod routes;
@@ -38,6 +39,14 @@ pub enum Wish {
     Restore(Slot, SnapshotId),
     /// A copy of this snapshot into dev; of live as it is where none is named.
     Fork(Option<SnapshotId>),
+}
+
+/// How it was asked for.
+struct Ask {
+    key: Option<String>,
+    /// Why, where nobody asked.
+    because: Option<String>,
+    audit: AuditEvent,
 }
 
 /// How it is done.
@@ -83,13 +92,21 @@ impl App {
         wish: Wish,
         idempotency_key: Option<String>,
     ) -> ApiResult<Deployment> {
-        let audit = self.event(view, asked_for(wish.kind()));
+        let ask = Ask {
+            key: idempotency_key,
+            because: None,
+            audit: self.event(view, asked_for(wish.kind())),
+        };
+        self.begin(view, wish, ask).await
+    }
+
+    async fn begin(self: &Arc<Self>, view: &WorkspaceView, wish: Wish, ask: Ask) -> ApiResult<Deployment> {
         let new = NewDeployment {
             id: DeploymentId::from_random(draw(&*self.random)),
             workspace: view.workspace.id.clone(),
             kind: wish.kind(),
             slot: wish.slot(),
-            idempotency_key,
+            idempotency_key: ask.key.clone(),
         };
         if let Some(same) = self.store.same_deployment(&new).await? {
             return Ok(same);
@@ -97,17 +114,12 @@ impl App {
         self.plan(view, &wish).await?;
         let app = self.clone();
         // Apart, since a caller that goes away during the commit must not leave it begun and never carried out.
-        let begun = tokio::spawn(async move { app.commit_and_carry_out(new, wish, audit).await });
+        let begun = tokio::spawn(async move { app.commit_and_carry_out(new, wish, ask).await });
         begun.await.map_err(ApiError::internal)?
     }
 
-    async fn commit_and_carry_out(
-        self: Arc<Self>,
-        new: NewDeployment,
-        wish: Wish,
-        audit: AuditEvent,
-    ) -> ApiResult<Deployment> {
-        match self.store.begin_deployment(new, audit.clone()).await? {
+    async fn commit_and_carry_out(self: Arc<Self>, new: NewDeployment, wish: Wish, ask: Ask) -> ApiResult<Deployment> {
+        match self.store.begin_deployment(new, ask.audit.clone()).await? {
             Begun::Same(deployment) => Ok(deployment),
             Begun::Open(open) => Err(ApiError::conflict(
                 "deployment_open",
@@ -116,7 +128,7 @@ impl App {
             .with("deployment", open.as_str())),
             Begun::New(deployment) => {
                 let (app, begun) = (self.clone(), deployment.clone());
-                tokio::spawn(async move { app.carry_out(begun, wish, audit).await });
+                tokio::spawn(async move { app.carry_out(begun, wish, ask).await });
                 Ok(deployment)
             }
         }
@@ -179,10 +191,14 @@ impl App {
         Ok(Plan::Refill(Contents::Snapshot(before.id), before.release))
     }
 
-    async fn carry_out(self: Arc<Self>, deployment: Deployment, wish: Wish, asked: AuditEvent) {
-        let ended = self
-            .attempt(&deployment, &wish, &asked)
-            .await
+    async fn carry_out(self: Arc<Self>, deployment: Deployment, wish: Wish, ask: Ask) {
+        let asked = ask.audit;
+        let done = self.attempt(&deployment, &wish, &asked).await;
+        let ended = done
+            .map(|ended| Ended {
+                reason: ended.reason.or(ask.because),
+                ..ended
+            })
             .unwrap_or_else(|reason| Ended {
                 step: Step::Failed,
                 reason: Some(reason),
@@ -207,7 +223,7 @@ impl App {
         }
     }
 
-    async fn end(&self, deployment: &Deployment, ended: Ended, audit: AuditEvent) {
+    async fn end(self: &Arc<Self>, deployment: &Deployment, ended: Ended, audit: AuditEvent) {
         let audit = AuditEvent {
             at: self.clock.now(),
             action: "workspace.deployment_ended",
@@ -220,6 +236,7 @@ impl App {
         };
         fail::point("deployment.ending").await.ok();
         let (id, step, reason) = (&deployment.id, ended.step.as_str(), ended.reason.clone());
+        let live = self.live_so_far(&deployment.workspace).await;
         let recorded = loop {
             match self.store.finish_deployment(id, ended.clone(), audit.clone()).await {
                 // A full disk has room again some day.
@@ -231,7 +248,10 @@ impl App {
             }
         };
         match recorded {
-            Ok(_) => tracing::info!(deployment = %id, step, reason, "deployment ended"),
+            Ok(ended) => {
+                tracing::info!(deployment = %id, step, reason, "deployment ended");
+                self.watch(&ended, live);
+            }
             // It stays open in the journal; the next start ends it by the same rule.
             Err(error) => tracing::error!(deployment = %id, %error, "the end of a deployment could not be recorded"),
         }

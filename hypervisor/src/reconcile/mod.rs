@@ -185,10 +185,11 @@ impl Handle {
         status.desired != Desired::Running || matches!(status.observed, Observed::Paused { .. })
     }
 
-    /// The generation that is ready now, without waiting.
+    /// The generation that is ready now, without waiting; none once its volume is to get other contents.
     pub fn ready(&self) -> Option<Generation> {
-        match self.status.borrow().observed {
-            Observed::Ready { generation, .. } => Some(Generation {
+        let status = self.status.borrow();
+        match status.observed {
+            Observed::Ready { generation, .. } if !status.refilling => Some(Generation {
                 sandbox: self.id.clone(),
                 number: generation,
             }),
@@ -209,7 +210,8 @@ impl Handle {
             return Err(WakeError::Deleted);
         }
         let wait = status.wait_for(|s| match s.observed {
-            Observed::Ready { .. } | Observed::Failed { .. } | Observed::Deleting { .. } | Observed::Deleted => true,
+            Observed::Ready { .. } => !s.refilling,
+            Observed::Failed { .. } | Observed::Deleting { .. } | Observed::Deleted => true,
             _ => s.desired == Desired::Deleted,
         });
         match tokio::time::timeout(within, wait).await {

@@ -204,6 +204,7 @@ pub fn app_config() -> ReleaseConfig {
             port: None,
             expect: 200,
             timeout_s: 20,
+            websocket: Some("/socket".to_owned()),
         }),
         ..ReleaseConfig::default()
     }
