@@ -72,6 +72,10 @@ impl Part {
                 && file.try_lock().is_ok()
             {
                 let _ = fs::remove_file(&path);
+                // SQLite's own, where the copying was killed.
+                let mut journal = path.into_os_string();
+                journal.push("-journal");
+                let _ = fs::remove_file(journal);
             }
         }
         Ok(())

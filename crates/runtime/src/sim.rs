@@ -41,6 +41,8 @@ struct Inner {
     starts: u64,
     /// Ports something listens on in every sandbox; what is not here refuses.
     ports: Vec<u16>,
+    /// Ports that were dialled, whether or not something listened there.
+    dialled: HashSet<(Generation, u16)>,
     /// What is to be seen in sandboxes beside what the simulation puts there.
     planted: HashMap<SandboxId, Vec<(Part, String, Vec<u8>)>>,
     /// Where the runtimes that look at this world are told what happens.
@@ -77,6 +79,11 @@ impl World {
     /// Lets the echo app listen on one more port in every sandbox.
     pub fn listen(&self, port: u16) {
         self.lock().ports.push(port);
+    }
+
+    /// Which ports of which containers were dialled so far.
+    pub fn dialled(&self) -> HashSet<(Generation, u16)> {
+        self.lock().dialled.clone()
     }
 
     /// Puts something into a sandbox: a file, or a process with this environment or command line.
@@ -371,7 +378,10 @@ impl Runtime for Sim {
     async fn open(&self, generation: &Generation, door: Door) -> Result<Stream> {
         let (near, far) = tokio::io::duplex(64 << 10);
         let by = {
-            let world = self.world.lock();
+            let mut world = self.world.lock();
+            if let Door::Port(port) = door {
+                world.dialled.insert((generation.clone(), port));
+            }
             let contained = world.containers.get(generation).ok_or(Error::NotFound)?;
             if contained.seen != Seen::Running || contained.fault == Some(Fault::NeverReady) {
                 return Err(Error::Unavailable("its agent is not connected".into()));

@@ -131,6 +131,14 @@ async fn a_service_that_never_answers_is_given_up_after_its_deadline() {
     assert!(before.elapsed() < Duration::from_secs(30));
 }
 
+#[tokio::test(start_paused = true)]
+async fn no_call_waits_for_ever_for_a_service_that_never_answers() {
+    let before = tokio::time::Instant::now();
+    every_call_fails(None, |e| matches!(e, Error::Unavailable(_))).await;
+    // Five calls.
+    assert!(before.elapsed() < 5 * Duration::from_secs(30));
+}
+
 #[tokio::test]
 async fn a_body_without_end_is_not_kept() {
     let dir = dir();

@@ -15,16 +15,18 @@ impl Store {
     /// other reads through this handle wait. What stands at `to` after an error is not a copy.
     pub async fn copy_to(&self, to: &Path) -> Result<()> {
         let to = to.to_owned();
-        create_private(&to)?;
-        self.read(move |c| {
-            let path = to
-                .to_str()
-                .ok_or(Error::Conflict("the path of the copy is not UTF-8"))?;
-            c.execute("VACUUM INTO ?1", [path])?;
-            check(&open_copy(&to)?)
-        })
-        .await
+        self.read(move |c| copy(c, &to)).await
     }
+}
+
+/// Writes the whole database into a new file at `to` (mode 0600) and checks it.
+pub(crate) fn copy(of: &Connection, to: &Path) -> Result<()> {
+    create_private(to)?;
+    let path = to
+        .to_str()
+        .ok_or(Error::Conflict("the path of the copy is not UTF-8"))?;
+    of.execute("VACUUM INTO ?1", [path])?;
+    check(&open_copy(to)?)
 }
 
 /// Makes a copy that was put back safe to serve from: checks it, ends all sessions and tokens of before, and records

@@ -1,13 +1,15 @@
 //! The two database threads: one writes and commits in groups, one reads. It must not know any table but its own.
 
+use std::fs::File;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::oneshot;
 
 use crate::audit::{Alarm, Chain};
+use crate::backup::copy;
 use crate::log::Log;
 use crate::{Error, Result};
 
@@ -52,6 +54,7 @@ pub(crate) fn open(path: &Path) -> Result<Store> {
     create_private(path)?;
     let mut writer = connect(path)?;
     check_integrity(&writer)?;
+    keep_before_migrations(&writer, path)?;
     migrate(&mut writer)?;
     for suffix in ["-wal", "-shm"] {
         tighten(&with_suffix(path, suffix))?;
@@ -292,15 +295,49 @@ pub(crate) fn schema(connection: &Connection) -> Result<usize> {
     Ok(version)
 }
 
-pub(crate) fn migrate(connection: &mut Connection) -> Result<()> {
+/// What to go back to with the binary of before: ahead of the first migration a copy of the database is made beside it,
+/// named after its schema. An older copy of the same schema is replaced.
+fn keep_before_migrations(connection: &Connection, path: &Path) -> Result<()> {
     let version = schema(connection)?;
-    for (index, sql) in MIGRATIONS.iter().enumerate().skip(version) {
-        let transaction = connection.transaction()?;
+    if version == 0 || version == MIGRATIONS.len() {
+        return Ok(());
+    }
+    let kept = with_suffix(path, &format!(".schema-{version}"));
+    let part = with_suffix(&kept, ".part");
+    for left in [&part, &with_suffix(&part, "-journal")] {
+        // By a start that was killed over it; mostly there is none.
+        let _ = std::fs::remove_file(left);
+    }
+    copy(connection, &part)?;
+    put_in_place(&part, &kept).map_err(|e| {
+        let kept = kept.display();
+        Error::Open(format!("{kept} cannot be written: {e}; it is made before an upgrade"))
+    })?;
+    let (to, kept) = (MIGRATIONS.len(), kept.display());
+    tracing::info!(from = version, to, %kept, "the database is brought up to date; a copy of before is kept");
+    Ok(())
+}
+
+/// Both on the disk: what the file holds, and its name.
+fn put_in_place(part: &Path, whole: &Path) -> std::io::Result<()> {
+    File::open(part)?.sync_all()?;
+    std::fs::rename(part, whole)?;
+    let directory = whole.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+pub(crate) fn migrate(connection: &mut Connection) -> Result<()> {
+    loop {
+        // Of two programs that come at once, the second finds it done.
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let version = schema(&transaction)?;
+        let Some(sql) = MIGRATIONS.get(version) else {
+            return Ok(());
+        };
         transaction.execute_batch(sql)?;
-        transaction.pragma_update(None, "user_version", index + 1)?;
+        transaction.pragma_update(None, "user_version", version + 1)?;
         transaction.commit()?;
     }
-    Ok(())
 }
 
 /// The WAL corruption bug is fixed in 3.51.3; 3.52.0 was withdrawn.

@@ -61,14 +61,11 @@ pub async fn run(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, effec
             Outcome::Stopped(number, stop(&fleet, &generation(number)).await)
         }
         Effect::Refill(to) => {
-            let done = refill(&fleet, &id, &workspace, &to).await;
-            if done.is_err() {
-                tokio::time::sleep(AGAIN).await;
-            }
+            let done = paced(refill(&fleet, &id, &workspace, &to).await).await;
             Outcome::Refilled(to, done)
         }
         Effect::Pause(number) => {
-            let paused = runtime.pause(&generation(number)).await.map_err(text);
+            let paused = paced(runtime.pause(&generation(number)).await.map_err(text)).await;
             fail::point("pause.frozen").await.ok();
             Outcome::Paused(paused)
         }
@@ -78,13 +75,21 @@ pub async fn run(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, effec
             Outcome::Thawed(thawed)
         }
         Effect::Remove(number) => {
-            let removed = runtime.remove(&generation(number)).await.map_err(text);
+            let removed = paced(runtime.remove(&generation(number)).await.map_err(text)).await;
             fail::point("remove.removed").await.ok();
             Outcome::Removed(removed)
         }
         Effect::Limit(number) => Outcome::Limited(limit(&fleet, &id, &workspace, number.map(generation)).await),
-        Effect::Delete => Outcome::Deleted(delete(&fleet, &id, &workspace).await),
+        Effect::Delete => Outcome::Deleted(paced(delete(&fleet, &id, &workspace).await).await),
     }
+}
+
+/// For what is begun again as soon as it has failed: who refuses is not asked without pause.
+async fn paced(done: Result<(), String>) -> Result<(), String> {
+    if done.is_err() {
+        tokio::time::sleep(AGAIN).await;
+    }
+    done
 }
 
 async fn create(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Result<(), String> {

@@ -11,7 +11,7 @@ use choir_core::sandbox::{Desired, Observed};
 use choir_core::{Awake, Generation, SandboxId, Slot, UserId, WorkspaceId};
 use choir_proxy::Activity;
 use choir_proxy::route::BoxFuture;
-use choir_runtime::{Found, Notice, Runtime, Seen, Stream, Volumes};
+use choir_runtime::{Notice, Runtime, Stream, Volumes};
 use choir_store::{AuditEvent, Sandbox, Store, WorkspaceView};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -22,6 +22,7 @@ use crate::random::{Random, draw};
 use crate::releases::Releases;
 
 mod admission;
+mod adopt;
 mod effects;
 pub mod launch;
 mod worker;
@@ -249,105 +250,6 @@ impl Fleet {
         })
     }
 
-    /// Takes over what runs, removes what should not be there, and starts a worker for each sandbox. Containers are
-    /// adopted by label and nonce only; whatever else listens anywhere is not ours.
-    pub async fn adopt(self: &Arc<Self>, views: &[WorkspaceView]) -> choir_runtime::Result<()> {
-        let mut found: HashMap<SandboxId, Vec<Found>> = HashMap::new();
-        for container in self.services.runtime.list().await? {
-            found
-                .entry(container.generation.sandbox.clone())
-                .or_default()
-                .push(container);
-        }
-        for view in views {
-            for slot in Slot::ALL {
-                let sandbox = view.slot(slot);
-                let containers = found.remove(&sandbox.id).unwrap_or_default();
-                self.take_over(view, sandbox, containers).await;
-            }
-        }
-        for stray in found.into_values().flatten() {
-            tracing::warn!(generation = %stray.generation, "a container without a sandbox is removed");
-            self.services.runtime.remove(&stray.generation).await?;
-        }
-        Ok(())
-    }
-
-    async fn take_over(self: &Arc<Self>, view: &WorkspaceView, sandbox: &Sandbox, containers: Vec<Found>) {
-        let mut observed = match &sandbox.observed {
-            kept @ (Observed::Creating { .. } | Observed::Failed { .. } | Observed::Deleting { .. }) => kept.clone(),
-            Observed::Stopped { exit, since } => Observed::Stopped {
-                exit: exit.clone(),
-                since: *since,
-            },
-            _ => Observed::Stopped {
-                exit: None,
-                since: self.now(),
-            },
-        };
-        let (mut started, mut leftover, mut place) = (false, None, None);
-        for container in containers {
-            let number = container.generation.number;
-            let present = number == sandbox.generation && container.nonce == sandbox.nonce;
-            let alive = matches!(container.seen, Seen::Running | Seen::Paused);
-            let adopted = present && alive && {
-                let spec = launch::spec(
-                    &self.services,
-                    &sandbox.workspace,
-                    &container.generation,
-                    container.nonce,
-                )
-                .await;
-                match spec {
-                    Ok(spec) => self.services.runtime.adopt(&spec).await.map_err(|e| e.to_string()),
-                    Err(reason) => Err(reason),
-                }
-                .inspect_err(|reason| tracing::warn!(sandbox.id = %sandbox.id, reason, "not adopted; it is replaced"))
-                .is_ok()
-            };
-            if adopted {
-                let now = self.now();
-                observed = match container.seen {
-                    Seen::Paused => Observed::Paused {
-                        generation: number,
-                        since: frozen_since(&sandbox.observed, number).unwrap_or(now),
-                    },
-                    _ => Observed::Starting {
-                        generation: number,
-                        attempt: 1,
-                        since: now,
-                        not_before: now,
-                        because: None,
-                    },
-                };
-                started = true;
-                place = Some(self.admission.take());
-            } else if present && leftover.is_none() && !alive {
-                if let Seen::Exited(exit) = &container.seen {
-                    observed = Observed::Stopped {
-                        exit: Some(exit.clone()),
-                        since: self.now(),
-                    };
-                }
-                leftover = Some(number);
-            } else if let Err(error) = self.services.runtime.remove(&container.generation).await {
-                tracing::warn!(sandbox.id = %sandbox.id, %error, "an old container stays");
-            }
-        }
-        self.spawn(
-            view,
-            sandbox,
-            Present {
-                observed,
-                started,
-                leftover,
-                place,
-                // A crash may have come between the commit of new limits and their taking effect.
-                limits_stale: true,
-            },
-        );
-    }
-
     /// A worker for a sandbox that was just made.
     pub fn add(self: &Arc<Self>, view: &WorkspaceView, sandbox: &Sandbox) {
         let present = Present {
@@ -357,14 +259,20 @@ impl Fleet {
             place: None,
             limits_stale: false,
         };
-        self.spawn(view, sandbox, present);
+        let seat = self.seat(view, sandbox);
+        self.spawn(sandbox, seat, present);
     }
 
-    fn spawn(self: &Arc<Self>, view: &WorkspaceView, sandbox: &Sandbox, present: Present) {
+    /// Where a worker will be heard, and can be asked from now on.
+    fn seat(self: &Arc<Self>, view: &WorkspaceView, sandbox: &Sandbox) -> Seat {
         let (own, inbox) = mpsc::channel(256);
         let (status, seen) = watch::channel(Status {
             desired: sandbox.desired,
-            observed: present.observed.clone(),
+            // Until the worker begins. What the database says was so for another process.
+            observed: Observed::Stopped {
+                exit: None,
+                since: self.now(),
+            },
             oom_kills: 0,
             refilling: sandbox.refill.is_some(),
         });
@@ -384,6 +292,18 @@ impl Fleet {
             .write()
             .expect("never poisoned: no panic while held")
             .insert(sandbox.id.clone(), handle);
+        Seat {
+            own,
+            inbox,
+            status,
+            activity,
+            policy,
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, sandbox: &Sandbox, seat: Seat, present: Present) {
+        seat.status
+            .send_modify(|status| status.observed = present.observed.clone());
         let worker = Worker {
             fleet: self.clone(),
             id: sandbox.id.clone(),
@@ -392,11 +312,11 @@ impl Fleet {
             observed: present.observed,
             started: present.started,
             leftover: present.leftover,
-            status,
-            inbox,
-            own,
-            activity,
-            policy,
+            status: seat.status,
+            inbox: seat.inbox,
+            own: seat.own,
+            activity: seat.activity,
+            policy: seat.policy,
             place: present.place,
             turn: None,
             effect: false,
@@ -581,12 +501,13 @@ impl Fleet {
     }
 }
 
-/// Since when a generation that is frozen has been so: a restart of the hypervisor does not begin it anew.
-fn frozen_since(recorded: &Observed, frozen: u64) -> Option<Timestamp> {
-    match recorded {
-        Observed::Paused { generation, since } if *generation == frozen => Some(*since),
-        _ => None,
-    }
+/// A worker's ends of what its handle holds the others of.
+struct Seat {
+    own: mpsc::Sender<Ask>,
+    inbox: mpsc::Receiver<Ask>,
+    status: watch::Sender<Status>,
+    activity: Arc<Activity>,
+    policy: Arc<ArcSwap<Policy>>,
 }
 
 /// What is there when a worker begins.

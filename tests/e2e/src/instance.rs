@@ -233,6 +233,21 @@ impl Instance {
             .to_owned())
     }
 
+    /// Which process a running container is, and since when.
+    pub async fn process(&self, container: &str) -> Result<String> {
+        let told = self.state(container).await?;
+        let pid = told["Pid"].as_i64().filter(|pid| *pid > 0);
+        let pid = pid.with_context(|| format!("{container} does not run: {told}"))?;
+        Ok(format!("{pid} since {}", told["StartedAt"]))
+    }
+
+    /// What Podman says of how a container is.
+    pub async fn state(&self, container: &str) -> Result<Value> {
+        let answer = self.podman("GET", &format!("/containers/{container}/json")).await?;
+        let told: Value = serde_json::from_str(&answer.body)?;
+        Ok(told["State"].clone())
+    }
+
     /// The command line, as whoever has this token.
     pub fn choir(&self, token: &str) -> Result<Command> {
         let file = self.path("token");

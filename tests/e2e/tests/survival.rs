@@ -39,6 +39,11 @@ async fn what_dies_comes_back_and_hurts_nobody_else() -> Result<()> {
     let scene = scene().await?;
     step("the hypervisor is killed under load", the_hypervisor_is_killed(&scene)).await?;
     step("two swaps at once", two_swaps_at_once(&scene)).await?;
+    step(
+        "a sandbox dies while nobody looks",
+        a_sandbox_that_died_unseen_is_started_once(&scene),
+    )
+    .await?;
     step("a sandbox dies", a_dead_sandbox_is_restarted(&scene)).await?;
     step(
         "a sandbox keeps dying",
@@ -101,11 +106,21 @@ impl Scene {
         Ok([live, self.instance.container(slots.dev.sandbox.as_str()).await?])
     }
 
+    /// Which processes live and dev are, and since when.
+    async fn processes(&self) -> Result<[String; 2]> {
+        let [live, dev] = self.containers().await?;
+        Ok([self.instance.process(&live).await?, self.instance.process(&dev).await?])
+    }
+
     async fn kill_container(&self, slot: Slot) -> Result<()> {
         let id = self.instance.container(self.slot(slot).await?.sandbox.as_str()).await?;
+        self.kill(&id).await
+    }
+
+    async fn kill(&self, container: &str) -> Result<()> {
         let killed = self
             .instance
-            .podman("POST", &format!("/containers/{id}/kill?signal=KILL"))
+            .podman("POST", &format!("/containers/{container}/kill?signal=KILL"))
             .await?;
         ensure!(killed.status < 300, "the container could not be killed: {killed:?}");
         Ok(())
@@ -140,6 +155,7 @@ async fn the_hypervisor_is_killed(scene: &Scene) -> Result<()> {
     // What left live was frozen.
     person::start(&scene.client, Slot::Dev).await?;
     let (containers, app) = (scene.containers().await?, scene.app().await?);
+    let processes = scene.processes().await?;
     let slots = scene.client.workspace(&workspace()).await?.slots;
     let pid = scene.instance.hypervisor_pid()?;
 
@@ -159,6 +175,10 @@ async fn the_hypervisor_is_killed(scene: &Scene) -> Result<()> {
     ensure!(
         scene.containers().await? == containers,
         "the sandboxes' containers are others"
+    );
+    ensure!(
+        scene.processes().await? == processes,
+        "the sandboxes' processes are others"
     );
     let after = scene.client.workspace(&workspace()).await?.slots;
     for slot in Slot::ALL {
@@ -208,6 +228,36 @@ async fn two_swaps_at_once(scene: &Scene) -> Result<()> {
             "{done} swaps left {after:?} of {before:?}"
         );
     }
+    Ok(())
+}
+
+/// The hypervisor is stopped when it happens, and killed before it goes on: it has seen nothing of it.
+async fn a_sandbox_that_died_unseen_is_started_once(scene: &Scene) -> Result<()> {
+    // What left live was frozen.
+    person::start(&scene.client, Slot::Dev).await?;
+    let before = scene.slot(Slot::Dev).await?;
+    let next = before.generation.map(|generation| generation + 1);
+    let ([live, dev], [alive, _]) = (scene.containers().await?, scene.processes().await?);
+    let hypervisor = Pid::from_raw(scene.instance.hypervisor_pid()?).context("no process")?;
+    kill_process(hypervisor, Signal::STOP)?;
+    scene.kill(&dev).await?;
+    until("dev's container to end", async || {
+        Ok((scene.instance.state(&dev).await?["Status"] == "exited").then_some(()))
+    })
+    .await?;
+    kill_process(hypervisor, Signal::KILL)?;
+    until("dev to be ready in its next generation", async || {
+        let now = scene.slot(Slot::Dev).await?;
+        ensure!(now.generation <= next, "dev was started more than once");
+        Ok((now.state == "ready" && now.generation == next).then_some(()))
+    })
+    .await?;
+    run(&scene.client, Slot::Dev, "true").await?;
+    ensure!(
+        scene.slot(Slot::Dev).await?.generation == next,
+        "dev was started more than once"
+    );
+    ensure!(scene.instance.process(&live).await? == alive, "live is another process");
     Ok(())
 }
 

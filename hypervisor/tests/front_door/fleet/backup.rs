@@ -19,6 +19,7 @@ use serde_json::json;
 
 use super::Box;
 use crate::support::Browser;
+use crate::support::limited::{BLOCK, survives};
 
 const CANARY: &str = "canary-7f3a9c51e8";
 
@@ -246,6 +247,46 @@ async fn two_backups_at_once_are_two_whole_backups_and_what_a_killed_one_left_is
     }
     backed.backup().await;
     assert!(names(directory).iter().all(|name| !name.ends_with(".part")));
+}
+
+/// F08: where it is killed, it has made no backup and harmed nothing.
+#[tokio::test]
+async fn a_backup_killed_at_any_length_is_none_and_the_next_one_is_whole() {
+    let mut backed = Backed::new().await;
+    let directory = backed.start.directory.path().to_owned();
+    let recipient = &backed.start.app.config.backup.recipients[0];
+    let text = format!("[store]\npath = \"choir.db\"\n[backup]\nrecipients = [\"{recipient}\"]\n");
+    std::fs::write(directory.join("hypervisor.toml"), text).unwrap();
+    let whole = backed.place("whole.db");
+    backed.start.app.store.copy_to(&whole).await.unwrap();
+    let all = std::fs::metadata(&whole).unwrap().len() / BLOCK;
+    let to = backed.place("backups");
+    let arguments = ["backup", "--to", to.to_str().unwrap()];
+    let unfinished = |directory: &Path| names(directory).iter().filter(|n| n.ends_with(".part")).count();
+    // What is encrypted is longer than what is copied: the last one dies while it encrypts, the others while they copy.
+    for blocks in [8, 64, all / 2, all - 1, all] {
+        assert!(!survives(&directory, blocks, &arguments), "{blocks} of {all} blocks");
+        let encrypts = usize::from(blocks == all);
+        assert_eq!(
+            (unfinished(&directory), unfinished(&to)),
+            (1, encrypts),
+            "{blocks} of {all}"
+        );
+        assert!(
+            !names(&to).iter().any(|name| name.contains(".db.age")),
+            "{blocks} of {all}"
+        );
+        assert!(backed.ada.is_signed_in().await);
+    }
+    assert!(survives(&directory, 2 * all, &arguments));
+    for directory in [&directory, &to] {
+        let left = names(directory);
+        assert!(!left.iter().any(|name| name.contains(".part")), "{left:?}");
+    }
+    let files = names(&to);
+    assert_eq!(files.len(), 1);
+    assert_eq!(count(&backed.restore(&to.join(&files[0])), "secrets"), 1);
+    assert_eq!(backed.start.app.store.verify_audit(None).await.unwrap().bad, None);
 }
 
 /// G13, as the runbook says it, with the age identity that is kept off the box.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use choir_core::sandbox::{Desired, Exit, Observed};
-use choir_core::{Generation, Slot};
+use choir_core::{Generation, SandboxId, Slot};
 use choir_runtime::sim::Fault;
 use choir_runtime::{Runtime, Seen};
 use serde_json::json;
@@ -384,24 +384,56 @@ async fn what_is_asked_before_the_take_over_waits_for_it() {
     assert_eq!(early["name"], "main");
 }
 
-#[tokio::test]
-async fn what_died_while_no_hypervisor_looked_is_started_once() {
-    let start = Box::new().await;
-    let mut ada = start.ada().await;
-    let [live, _] = workspace(&mut ada).await;
-    change(&mut ada, Slot::Live, "start").await;
-    let first = Generation {
-        sandbox: live.clone(),
-        number: 1,
-    };
-    // The old process is gone as far as notices go: its fleet is never asked again.
-    start.sim.stop(&first, Duration::ZERO).await.unwrap();
-    let again = start.restarted().await;
-    let handle = again.app.fleet.handle(&live).unwrap();
+/// The first hypervisor is in an executor of its own, so that nothing of it is left when that is dropped.
+#[test]
+fn what_died_while_no_hypervisor_looked_is_started_once() {
+    let executor = || tokio::runtime::Runtime::new().unwrap();
+    let first = executor();
+    let (start, [live, dev]) = first.block_on(async {
+        let start = Box::new().await;
+        let mut ada = start.ada().await;
+        let sandboxes = workspace(&mut ada).await;
+        for slot in Slot::ALL {
+            assert_eq!(change(&mut ada, slot, "start").await["state"], "ready");
+        }
+        (start, sandboxes)
+    });
+    drop(first);
+    executor().block_on(async {
+        let killed = Exit {
+            code: 137,
+            oom_killed: false,
+        };
+        let generation = Generation {
+            sandbox: live.clone(),
+            number: 1,
+        };
+        start.world.exit(&generation, killed).await;
+        assert_eq!(start.world.starts(), 2, "nobody looks");
+        let second = start.restarted().await;
+        is_ready(&second, &live, 2).await;
+        // The control: what ran on is the same.
+        is_ready(&second, &dev, 1).await;
+        assert_eq!(start.world.starts(), 3);
+        assert_eq!(start.sim.inspect(&generation).await.unwrap(), Seen::Absent);
+        // And it was that once: who comes next finds it well.
+        let third = second.restarted().await;
+        is_ready(&third, &live, 2).await;
+        is_ready(&third, &dev, 1).await;
+        assert_eq!(start.world.starts(), 3);
+    });
+}
+
+/// Waits until a sandbox is ready, and checks that it is so in this generation.
+async fn is_ready(start: &Box, sandbox: &SandboxId, number: u64) {
+    let handle = start.app.fleet.handle(sandbox).unwrap();
     let status = handle
         .settle(SOON, |s| matches!(s.observed, Observed::Ready { .. }))
         .await;
-    assert!(matches!(status.observed, Observed::Ready { .. }), "{status:?}");
+    assert!(
+        matches!(status.observed, Observed::Ready { generation, .. } if generation == number),
+        "{status:?}"
+    );
 }
 
 #[tokio::test]

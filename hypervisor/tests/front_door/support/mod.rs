@@ -1,6 +1,7 @@
 //! The control host as tests see it: its router behind its guard, a database of its own, a clock that is moved by hand,
 //! and browsers with software passkeys.
 
+pub mod limited;
 pub mod passkey;
 
 use std::collections::BTreeMap;

@@ -7,12 +7,18 @@ use choir_api::workspaces::{CreateRelease, Deploy, Deployment, Fork};
 use choir_core::Slot;
 use choir_core::deployment::{Kind, Step};
 use choir_e2e::instance::Instance;
-use choir_e2e::numbered::{Report, Visitors};
-use choir_e2e::person::{app_config, run, workspace};
+use choir_e2e::numbered::{Report, Visitors, twice};
+use choir_e2e::person::{self, app_config, run, workspace};
 use choir_e2e::skip;
-use choir_e2e::waiting::{PATIENCE, rounds, step};
+use choir_e2e::waiting::{PATIENCE, rounds, step, until};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Scene, well};
+
+/// Visitors that ask fifty times a second each.
+const ASKING: usize = 4;
+/// What a request may take while the hypervisor is started again.
+const QUEUED: Duration = Duration::from_secs(2);
 
 /// From the first step to that in which traffic goes elsewhere, and to the end.
 fn took(deployment: &Deployment, until: Step) -> Duration {
@@ -34,6 +40,7 @@ async fn what_was_live_comes_back_and_no_request_is_lost_or_comes_twice() -> Res
     }
     let scene = step("set up", Scene::new(Instance::up(&[])?)).await?;
     step("swaps under load", swaps_under_load(&scene)).await?;
+    step("a restart under load", a_restart_under_load(&scene)).await?;
     step("warm rollbacks under load", warm_rollbacks(&scene)).await?;
     step("cold rollbacks under load", cold_rollbacks(&scene)).await?;
     step("a deploy that is not well", a_deploy_that_is_not_well(&scene)).await?;
@@ -64,6 +71,42 @@ async fn swaps_under_load(scene: &Scene) -> Result<()> {
     busy.reconcile(&numbers)?;
     ensure!(busy.told > 0, "no websocket was told to come again");
     controls(scene, &busy).await
+}
+
+/// The hypervisor is told to end and started again, as a unit's restart does it (F16).
+async fn a_restart_under_load(scene: &Scene) -> Result<()> {
+    // What left live was frozen.
+    person::start(&scene.client, Slot::Dev).await?;
+    let (processes, pid) = (scene.processes().await?, scene.instance.hypervisor_pid()?);
+    let mut visitors = Visitors::come(&scene.live, "restart", ASKING, 50);
+    visitors.answers(400).await?;
+    kill_process(Pid::from_raw(pid).context("no process")?, Signal::TERM)?;
+    until("another hypervisor", async || {
+        Ok((scene.instance.hypervisor_pid()? != pid).then_some(()))
+    })
+    .await?;
+    visitors.answers(400).await?;
+    let report = visitors.leave().await?;
+    eprintln!("restart: {report}");
+    // At most the one request of each kept connection that was on its way when that was closed.
+    ensure!(report.failed.len() <= ASKING, "{:?}", report.failed);
+    let refused = report.failed.iter().find(|failure| failure.contains("refused"));
+    ensure!(refused.is_none(), "{refused:?}");
+    ensure!(report.told > 0, "no websocket was told to come again");
+    ensure!(report.percentile(100) < QUEUED, "a request waited: {report}");
+    ensure!(
+        scene.processes().await? == processes,
+        "the sandboxes' processes are others"
+    );
+    let numbers = scene.numbers().await?;
+    ensure!(
+        twice(&numbers).is_empty(),
+        "delivered more than once: {:?}",
+        twice(&numbers)
+    );
+    let lost = report.answered.iter().find(|n| !numbers.lines().any(|line| line == *n));
+    ensure!(lost.is_none(), "answered, and not delivered: {lost:?}");
+    Ok(())
 }
 
 /// What must be noticed is.

@@ -91,6 +91,14 @@ impl Scene {
         Ok(all)
     }
 
+    /// Which processes live and dev are, and since when; both run.
+    async fn processes(&self) -> Result<[String; 2]> {
+        let slots = self.client.workspace(&workspace()).await?.slots;
+        let live = self.instance.container(slots.live.sandbox.as_str()).await?;
+        let dev = self.instance.container(slots.dev.sandbox.as_str()).await?;
+        Ok([self.instance.process(&live).await?, self.instance.process(&dev).await?])
+    }
+
     /// How long each switch took, from before its commit until the routes are others, as the log says.
     fn switches(&self) -> Result<Vec<Duration>> {
         let log = std::fs::read_to_string(self.instance.path("up.log"))?;

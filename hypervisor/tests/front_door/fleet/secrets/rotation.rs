@@ -1,6 +1,7 @@
 //! `choir-hypervisor rotate-key` beside a running hypervisor (G14): nothing that is open closes, and nothing that is
-//! derived from the box's own key changes.
+//! derived from the box's own key changes; also where it is killed (F07).
 
+use std::path::Path;
 use std::process::Command;
 
 use axum::http::StatusCode;
@@ -8,11 +9,18 @@ use serde_json::json;
 
 use super::super::Box;
 use super::{put, value};
+use crate::support::limited::survives;
 
-/// Runs the program on the database of a hypervisor that runs.
-fn rotate(start: &Box) -> String {
+/// The configuration with which the program finds the database of a hypervisor that runs.
+fn configure(start: &Box) -> &Path {
     let directory = start.directory.path();
     std::fs::write(directory.join("hypervisor.toml"), "[store]\npath = \"choir.db\"\n").unwrap();
+    directory
+}
+
+/// Runs the program on it.
+fn rotate(start: &Box) -> String {
+    let directory = configure(start);
     let output = Command::new(env!("CARGO_BIN_EXE_choir-hypervisor"))
         .args(["--config", "hypervisor.toml", "rotate-key"])
         .current_dir(directory)
@@ -74,5 +82,64 @@ async fn the_master_key_is_replaced_while_the_hypervisor_runs() {
     assert_eq!(linked(&start, "audit_chain"), rows, "what root did is in the chain");
     // The control: the old key alone opens nothing.
     std::fs::write(&key, before).unwrap();
+    assert!(again.restarted().await.app.vault.is_sealed());
+}
+
+/// The master keys that the file lists, the one in use first.
+fn listed(start: &Box) -> Vec<String> {
+    let file = std::fs::read_to_string(start.directory.path().join("key")).unwrap();
+    file.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_rotation_killed_at_any_write_leaves_every_secret_open_and_is_finished_by_the_next() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let mut eve = start.member(&mut ada, "eve").await;
+    for (browser, secret) in [(&mut ada, "Ada's"), (&mut eve, "Eve's")] {
+        put(browser, "token", json!({"value": secret}))
+            .await
+            .expect(StatusCode::CREATED);
+    }
+    let before = listed(&start);
+    let directory = configure(&start);
+    let log = rusqlite::Connection::open(directory.join("choir.db")).unwrap();
+    let mut half = false;
+    let mut blocks = 8;
+    loop {
+        // The program has nothing to write before the rotation itself.
+        log.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
+        let lived = survives(directory, blocks, &["rotate-key"]);
+        assert_eq!(
+            value(&start, &mut ada, "token").await.unwrap(),
+            "Ada's",
+            "{blocks} blocks"
+        );
+        assert_eq!(
+            value(&start, &mut eve, "token").await.unwrap(),
+            "Eve's",
+            "{blocks} blocks"
+        );
+        if lived {
+            break;
+        }
+        if !half && listed(&start).len() == 2 {
+            let again = start.restarted().await;
+            assert_eq!(value(&again, &mut ada, "token").await.unwrap(), "Ada's");
+            half = true;
+        }
+        blocks += 16;
+    }
+    assert!(half, "it died between its first step and its last");
+    let after = listed(&start);
+    assert_eq!(after.len(), 1);
+    assert_ne!(after, before);
+    let again = start.restarted().await;
+    assert_eq!(value(&again, &mut ada, "token").await.unwrap(), "Ada's");
+    assert_eq!(value(&again, &mut eve, "token").await.unwrap(), "Eve's");
+    assert_eq!(again.app.store.verify_audit(None).await.unwrap().bad, None);
+    // The control: the first key opens nothing any more.
+    std::fs::write(directory.join("key"), before.join("\n")).unwrap();
     assert!(again.restarted().await.app.vault.is_sealed());
 }

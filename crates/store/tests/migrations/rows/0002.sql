@@ -1,0 +1,3 @@
+INSERT INTO key_check VALUES (1, x'1111111111111111', x'01aa');
+INSERT INTO data_keys VALUES (x'2222222222222222', 'user-ada', x'1111111111111111', x'01bb');
+INSERT INTO secrets VALUES ('secret-1', 'user-ada', 'token', 2, 0, x'01cc', 1767300000030, 1767300000031, NULL);
