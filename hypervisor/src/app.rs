@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use choir_api::events::{WORKSPACE, WorkspaceChanged};
 use choir_broker::Vault;
 use choir_core::settings::PerSlot;
 use choir_core::{Door, Generation, Hosts, SandboxHost, Slot};
@@ -18,6 +19,7 @@ use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::egress::Outside;
+use crate::events::Events;
 use crate::prove::Searches;
 use crate::providers::Providers;
 use crate::random::Random;
@@ -67,9 +69,20 @@ impl App {
         tokio::time::timeout(HOLD, adopted.wait_for(|done| *done)).await.is_ok()
     }
 
+    /// What changes, as it changes.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.fleet.services.events
+    }
+
     /// Publishes what a workspace's hosts mean, as read from the database.
     pub async fn publish(&self, view: &WorkspaceView) {
         let workspace = &view.workspace;
+        let changed = WorkspaceChanged {
+            id: workspace.id.clone(),
+            name: workspace.name.clone(),
+            deleting: workspace.deleting,
+        };
+        self.events().tell(&workspace.user, WORKSPACE, &changed);
         if workspace.deleting {
             self.table.remove(&workspace.user_name, &workspace.name, &workspace.id);
             return;
@@ -90,8 +103,8 @@ impl App {
             ports: settings.ports.clone().unwrap_or_default(),
             service_workers: settings.service_workers.unwrap_or(false),
             forward_authorization: settings.forward_authorization.unwrap_or(false),
-            live: Target::new(live, self.starts_within(view, Slot::Live).await),
-            dev: Target::new(dev, self.starts_within(view, Slot::Dev).await),
+            live: Target::new(live, Slot::Live, self.starts_within(view, Slot::Live).await),
+            dev: Target::new(dev, Slot::Dev, self.starts_within(view, Slot::Dev).await),
         };
         self.table
             .publish(workspace.user_name.clone(), workspace.name.clone(), entry);

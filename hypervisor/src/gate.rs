@@ -119,7 +119,12 @@ impl Gatekeeper {
         match handle.wake(if page { PAGE_HOLD } else { HOLD }).await {
             Ok(generation) => Ok(generation),
             Err(WakeError::TooLong | WakeError::InLine(_)) if page => Err(waiting_page()),
-            Err(error) => Err(ApiError::from(error).into_response()),
+            Err(error) => {
+                if let WakeError::Failed(_) = error {
+                    handle.activity.failed();
+                }
+                Err(ApiError::from(error).into_response())
+            }
         }
     }
 

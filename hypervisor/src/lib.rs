@@ -13,6 +13,7 @@ pub mod console;
 pub mod deployments;
 pub mod egress;
 pub mod error;
+pub mod events;
 pub mod fail;
 pub mod fsck;
 pub mod gate;

@@ -14,7 +14,9 @@ use crate::app::App;
 use crate::auth::extract::PeerAddr;
 use crate::auth::{self, Route};
 use crate::error::ApiError;
-use crate::{admin, deployments, grants, health, pages, prove, providers, releases, secrets, snapshots, workspaces};
+use crate::{
+    admin, deployments, events, grants, health, pages, prove, providers, releases, secrets, snapshots, workspaces,
+};
 
 /// The most a JSON body may have, in bytes. The sandbox API streams and is not bound by it.
 const MOST_BODY: usize = 1 << 20;
@@ -29,6 +31,7 @@ pub fn tables() -> Vec<&'static [Route]> {
         deployments::routes::ROUTES,
         snapshots::routes::ROUTES,
         releases::routes::ROUTES,
+        events::routes::ROUTES,
         admin::routes::ROUTES,
         secrets::routes::ROUTES,
         grants::routes::ROUTES,
@@ -48,6 +51,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .merge(prove::routes::router())
         .route_layer(middleware::from_fn_with_state(app.clone(), after_take_over))
         .merge(health::router())
+        .merge(events::routes::router())
         .merge(secrets::routes::router())
         .merge(grants::routes::router())
         .merge(providers::routes::router())

@@ -23,6 +23,7 @@ use crate::auth::{Auth, AuthDeps, RegistrationMode};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Registration, RuntimeKind};
 use crate::egress::{Deps, Gateway, Outside};
+use crate::events::Events;
 use crate::gate::Gatekeeper;
 use crate::keys::{self, Keys};
 use crate::places;
@@ -61,6 +62,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
     let auth = Auth::new(auth_deps(&config, store.clone(), clock.clone(), random.clone(), &key))?;
     let answers = Arc::new(Answers::new(data_encoding::HEXLOWER.encode(&draw::<4>(&*random))));
     let forwarder = Arc::new(Forwarder::new(Arc::new(Doors(runtime.clone())), answers.clone()));
+    let events = Events::new(data_encoding::HEXLOWER.encode(&draw::<4>(&*random)));
     let releases = Releases::new(
         store.clone(),
         volumes.clone(),
@@ -68,6 +70,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         random.clone(),
         config.beside_store("uploads"),
         config.limits().disk,
+        events.clone(),
     );
     let services = Services {
         config: config.clone(),
@@ -77,6 +80,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         clock: clock.clone(),
         random: random.clone(),
         releases: releases.clone(),
+        events,
         authorities: key.authorities,
     };
     let begun = Instant::now();
@@ -174,7 +178,7 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
     for deployment in ahead {
         tokio::spawn(app.clone().roll_forward(deployment));
     }
-    app.resume_guards().await?;
+    app.resume_guards().await;
     for finding in app.stats().await.findings {
         tracing::warn!("{finding}");
     }

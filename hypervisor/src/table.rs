@@ -31,6 +31,7 @@ pub struct Entry {
 /// What a slot points at.
 pub struct Target {
     pub handle: Handle,
+    slot: Slot,
     /// How long the programs that a new generation starts may take to listen; zero where it starts none.
     starts_within: Duration,
     /// Routes into the present generation by port, made at first use.
@@ -38,9 +39,10 @@ pub struct Target {
 }
 
 impl Target {
-    pub fn new(handle: Handle, starts_within: Duration) -> Self {
+    pub fn new(handle: Handle, slot: Slot, starts_within: Duration) -> Self {
         Self {
             handle,
+            slot,
             starts_within,
             routes: ArcSwap::default(),
         }
@@ -71,6 +73,7 @@ impl Target {
             service_workers: entry.service_workers,
             forward_authorization: entry.forward_authorization,
             listens_by: self.listens_by(generation),
+            judged: port == *entry.app_port.get(self.slot),
             activity: self.handle.activity.clone(),
         });
         self.routes.rcu(|routes| {

@@ -123,6 +123,12 @@ impl Image {
         self.layers.len()
     }
 
+    /// What all layers take as they are stored.
+    pub fn stored_bytes(&self) -> u64 {
+        let lengths = self.layers.iter().map(|layer| layer.bytes.length);
+        lengths.fold(0, u64::saturating_add)
+    }
+
     /// Hands the tar of a layer to `take`, and checks that all of it is what its digests say. `left` bounds its bytes.
     pub fn layer(
         &self,
@@ -420,7 +426,7 @@ impl<R: Read> Read for Hashed<R> {
         self.hash.update(&into[..read]);
         match self.left.checked_sub(read as u64) {
             Some(left) => self.left = left,
-            None => return wrong("it is larger than a volume may be when it is unpacked"),
+            None => return wrong("it is larger than a volume may be, or than there is room for, when it is unpacked"),
         }
         Ok(read)
     }

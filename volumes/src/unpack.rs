@@ -30,6 +30,10 @@ const OPAQUE: &[u8] = b".wh..opq";
 const MAX_ENTRIES: usize = 2_000_000;
 /// Memory of the child, bytes: a long name or header cannot take more.
 const CHILD_MEMORY: u64 = 512 << 20;
+/// Seconds of the child's work: less than its caller waits.
+const CHILD_CPU: u64 = 1500;
+/// Longest message that the child sends, characters.
+const MAX_TOLD: usize = 900;
 /// Longest message taken from the child, bytes.
 const MAX_MESSAGE: u64 = 4096;
 const EXIT_REFUSED: u8 = 2;
@@ -67,18 +71,12 @@ pub fn unpack(root: &Path, source: OwnedFd, from: Source, most: u64) -> Result<(
         // Nothing it could still say matters.
         child.kill().map_err(|e| Failure::io("stop the unpacker", e))?;
     }
-    let said = |pipe: Option<&mut dyn Read>| -> Result<String, Failure> {
-        let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            let read = pipe.take(MAX_MESSAGE).read_to_end(&mut bytes);
-            read.map_err(|e| Failure::io("hear the unpacker", e))?;
-        }
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    let message = said(child.stderr.as_mut().map(|pipe| pipe as _))?;
-    let answer = said(child.stdout.as_mut().map(|pipe| pipe as _))?;
+    // By value: a child that says more than is listened to must not wait for ever.
+    let message = child.stderr.take().map(said).transpose();
+    let answer = child.stdout.take().map(said).transpose();
     let status = child.wait().map_err(|e| Failure::io("await the unpacker", e))?;
-    let fed = fed?;
+    let (fed, message) = (fed?, message?.unwrap_or_default());
+    let answer = answer?.unwrap_or_default();
     match (status.code().map(u8::try_from), fed) {
         (Some(Ok(0)), Some(fed)) => Ok(fed),
         (Some(Ok(0)), None) => image_of(&answer).ok_or_else(|| refused("The unpacker told no digest.")),
@@ -87,6 +85,13 @@ pub fn unpack(root: &Path, source: OwnedFd, from: Source, most: u64) -> Result<(
         _ if message.is_empty() => Err(refused(format!("The unpacker died: {status}."))),
         _ => Err(Failure::new(Code::Internal, message)),
     }
+}
+
+fn said(pipe: impl Read) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    let read = pipe.take(MAX_MESSAGE).read_to_end(&mut bytes);
+    read.map_err(|e| Failure::io("hear the unpacker", e))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// What the child told of an image: bytes unpacked, and its digest.
@@ -145,10 +150,12 @@ pub fn child(from: Source, most: u64) -> ExitCode {
     let Err(error) = unpacked else {
         return ExitCode::SUCCESS;
     };
+    // Shorter than what the parent reads, whatever name is in it.
+    let told: String = error.to_string().chars().take(MAX_TOLD).collect();
     eprint!(
         "Could not unpack the {}: {}.",
         from.name(),
-        error.to_string().replace(char::is_control, " ")
+        told.replace(char::is_control, " ")
     );
     ExitCode::from(match cause(&error) {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => EXIT_NO_SPACE,
@@ -159,6 +166,10 @@ pub fn child(from: Source, most: u64) -> ExitCode {
 /// Unpacks the image on standard input, each layer over those below it, and tells its size and digest.
 fn stack(most: u64) -> io::Result<()> {
     let image = Image::open(File::from(io::stdin().as_fd().try_clone_to_owned()?))?;
+    // A blob that many layers name is read for each.
+    if image.stored_bytes() > most {
+        return Err(io::Error::other("its layers are larger than a volume may be"));
+    }
     let (mut left, mut entries) = (most, 0);
     for nth in 0..image.layers() {
         // What a layer takes away is of the layers below, wherever in it that is said.
@@ -189,12 +200,14 @@ fn confine() -> io::Result<()> {
     rustix::process::chdir("/")?;
     privileges::keep_only(privileges::UNPACK)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let memory = Some(CHILD_MEMORY);
-    let limit = Rlimit {
-        current: memory,
-        maximum: memory,
-    };
-    Ok(setrlimit(Resource::As, limit)?)
+    for (resource, most) in [(Resource::As, CHILD_MEMORY), (Resource::Cpu, CHILD_CPU)] {
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        setrlimit(resource, limit)?;
+    }
+    Ok(())
 }
 
 /// What is taken of a tar's entries.
@@ -259,7 +272,11 @@ fn extract_one(entry: &mut Entry<'_, impl Read>, pass: Pass) -> io::Result<()> {
     let Some(parent) = target.parent() else {
         return set_root(entry);
     };
-    let (flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let (mut flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    if removes.is_some() {
+        // Where a directory replaces a file or a link, the mark of the new one is there: nothing below it goes away.
+        flags |= OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    }
     match openat2(CWD, parent, flags, mode, ResolveFlags::NO_SYMLINKS) {
         Err(Errno::LOOP) => return wrong("a name goes through a symbolic link"),
         Err(Errno::NOENT | Errno::NOTDIR) if removes.is_some() => return Ok(()),

@@ -37,6 +37,8 @@ const ROOT: &str = "root";
 const HOME: &str = "home";
 /// The incoming root of a replacement, and right after the exchange the outgoing one.
 const SPARE: &str = "root.new";
+/// Bytes that unpacking an image leaves free.
+const SPARE_ROOM: u64 = 1 << 30;
 /// Marks a read-only volume where the file system cannot.
 const READONLY: &str = "readonly";
 /// Who owns `home`, before any shift.
@@ -173,6 +175,14 @@ impl Volumes {
             Failure::new(Code::Invalid, message)
         };
         let source = descriptor.ok_or_else(missing)?;
+        let room = self.room().map_err(|e| Failure::io("look for room", e))?;
+        if from == Source::Image && room == 0 {
+            return Err(Failure::new(
+                Code::NoSpace,
+                "The disk of the volumes has no room for an image.",
+            ));
+        }
+        let most = if from == Source::Image { most.min(room) } else { most };
         self.assemble(id, |draft| {
             self.backend
                 .make(draft, ROOT)
@@ -297,6 +307,12 @@ impl Volumes {
             limit,
             enforced: limit.is_some(),
         })
+    }
+
+    /// Bytes that may be taken without taking what is running its room.
+    fn room(&self) -> io::Result<u64> {
+        let space = rustix::fs::fstatvfs(&self.handle)?;
+        Ok((space.f_bavail * space.f_frsize).saturating_sub(SPARE_ROOM))
     }
 
     fn pool(&self) -> Result<Response, Failure> {

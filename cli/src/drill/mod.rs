@@ -200,7 +200,7 @@ impl Scratch<'_> {
         let warm = report
             .step(
                 "roll back, warm: the good one is live",
-                self.rolled_back(&visitors, "good"),
+                self.rolled_back(&visitors, true),
             )
             .await?;
         figures.warm_ms = Some(warm);
@@ -212,7 +212,7 @@ impl Scratch<'_> {
         let cold = report
             .step(
                 "roll back, cold: the good one is live",
-                self.rolled_back(&visitors, "good"),
+                self.rolled_back(&visitors, false),
             )
             .await?;
         figures.cold_ms = Some(cold);
@@ -238,11 +238,19 @@ impl Scratch<'_> {
         visitors.see(mark).await
     }
 
-    async fn rolled_back(&self, visitors: &Visitors, mark: &str) -> Result<u64, Failure> {
+    /// How long it took, in milliseconds. It must be of the kind that is rehearsed.
+    async fn rolled_back(&self, visitors: &Visitors, warm: bool) -> Result<u64, Failure> {
+        let undo = self.client.workspace(&self.name).await?.undo;
+        if undo.is_none_or(|undo| undo.warm != warm) {
+            let kind = if warm { "warm" } else { "cold" };
+            return Err(Failure::Failed(format!(
+                "there is nothing that could be rolled back {kind}"
+            )));
+        }
         let begun = std::time::Instant::now();
         self.roll_back().await?;
         let took = begun.elapsed();
-        visitors.see(mark).await?;
+        visitors.see("good").await?;
         Ok(u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
     }
 

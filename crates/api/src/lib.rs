@@ -6,6 +6,7 @@ pub mod audit;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod error;
+pub mod events;
 pub mod grants;
 pub mod prove;
 pub mod sandbox;

@@ -81,6 +81,7 @@ pub enum Observed {
         reason: String,
         since: Timestamp,
         retry_at: Option<Timestamp>,
+        /// 0 where its volume was never made.
         attempt: u32,
     },
     Deleting {
@@ -152,6 +153,8 @@ pub const UNHEALTHY_FOR: Duration = Duration::from_secs(10);
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 /// A sandbox that was ready this long has earned its attempts back.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
+/// A volume that could not be made is tried again after this long, wanted or not.
+pub const CREATE_AGAIN: Duration = Duration::from_secs(10);
 /// A failed sandbox that should be running is tried again after this long.
 pub const RETRY_FAILED: Duration = Duration::from_secs(300);
 
@@ -257,8 +260,15 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
     }
     let kept = state.clone();
     Ok(match (state, event) {
-        (S::Creating { .. }, Event::Created) => S::Stopped { exit: None, since: now },
-        (S::Creating { .. }, Event::CreateFailed { reason }) => failed(reason, 0, now),
+        (S::Creating { .. } | S::Failed { attempt: 0, .. }, Event::Created) => S::Stopped { exit: None, since: now },
+        (S::Creating { .. } | S::Failed { attempt: 0, .. }, Event::CreateFailed { reason }) => S::Failed {
+            reason,
+            since: now,
+            retry_at: Some(after(now, CREATE_AGAIN)),
+            attempt: 0,
+        },
+        // It has nothing to start from.
+        (S::Failed { attempt: 0, .. }, Event::StartAsked { .. }) => return Err(error),
         (S::Failed { attempt, .. }, Event::StartAsked { generation }) => starting(generation, attempt + 1, None, now),
         (S::Stopped { .. } | S::Creating { .. }, Event::StartAsked { generation }) => {
             starting(generation, 1, None, now)
@@ -310,6 +320,7 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
             generation,
             deadline: after(now, STOP_GRACE),
         },
+        (S::Failed { attempt: 0, .. }, Event::StopAsked) => S::Creating { since: now },
         (S::Failed { .. }, Event::StopAsked) => S::Stopped { exit: None, since: now },
         (S::Deleting { .. }, Event::Gone) => S::Deleted,
         (S::Deleted | S::Deleting { .. }, Event::DeleteAsked) => return Ok(kept),
@@ -410,6 +421,12 @@ pub fn next_action(desired: Desired, state: &Observed, started: bool, now: Times
         (_, S::Deleted) => None,
         (_, S::Deleting { .. }) | (Desired::Deleted, _) => Some(Action::Delete),
         (_, S::Creating { .. }) => Some(Action::Create),
+        (
+            _,
+            S::Failed {
+                attempt: 0, retry_at, ..
+            },
+        ) => Some(at_or(retry_at.unwrap_or(now), Action::Create, now)),
         (_, S::Stopping { .. }) => Some(Action::Stop),
         (Desired::Running, S::Starting { not_before, .. }) if !started && *not_before > now => {
             Some(Action::Wait(*not_before))

@@ -268,3 +268,37 @@ fn the_wait_between_starts_grows_and_ends_at_half_a_minute() {
     let waits: Vec<u64> = (1..=10).map(|n| backoff(n).as_millis() as u64).collect();
     assert_eq!(waits, [0, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
 }
+
+#[test]
+fn a_sandbox_whose_volume_could_not_be_made_is_not_started_but_made_again() {
+    let mut world = World::new();
+    let failed = |world: &mut World| {
+        world.event(Event::CreateFailed {
+            reason: "the disk is full".into(),
+        });
+        assert!(
+            matches!(world.state, Observed::Failed { attempt: 0, .. }),
+            "{:?}",
+            world.state
+        );
+    };
+    failed(&mut world);
+    let action = |world: &World| next_action(world.desired, &world.state, false, world.now);
+    let Some(Action::Wait(until)) = action(&world) else {
+        panic!("{:?}", action(&world))
+    };
+    // Nobody has asked for it to run.
+    world.now = until;
+    assert_eq!(action(&world), Some(Action::Create));
+    failed(&mut world);
+    world.desired = Desired::Running;
+    world.event(Event::StartAsked { generation: 1 });
+    assert!(
+        matches!(world.state, Observed::Failed { .. }),
+        "it has nothing to start from"
+    );
+    world.event(Event::StopAsked);
+    assert_eq!(action(&world), Some(Action::Create), "who asks does not wait");
+    world.event(Event::Created);
+    assert_eq!(action(&world), Some(Action::Start));
+}

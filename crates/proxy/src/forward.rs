@@ -116,12 +116,15 @@ impl Forwarder {
                 "send a Host header",
             );
         };
+        let mut waiting = Waiting {
+            route: via.route,
+            begun,
+        };
         let sent = self.send(request, &in_flight, via.route, websocket).await;
-        let failed = match &sent {
+        waiting.answered(match &sent {
             Ok((_, response)) => response.status().is_server_error(),
             Err(refusal) => refusal.status().is_server_error(),
-        };
-        activity.answered(begun, failed);
+        });
         let mut response = match sent {
             Ok((upstream, response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => match upgrade {
                 Some(client) => return self.switch(upstream, response, client, &in_flight, &via),
@@ -284,6 +287,34 @@ impl Forwarder {
             headers.insert(http::header::ACCEPT, HeaderValue::from_static("text/html"));
         }
         self.answers.refuse(&headers, refusal)
+    }
+}
+
+/// A request whose answer is waited for. Given up by the client after a while it counts as failed.
+struct Waiting<'a> {
+    route: &'a Route,
+    /// In ms, by the activity's clock.
+    begun: u64,
+}
+
+/// What a client may be expected to wait for, in ms.
+const WAITED: u64 = 5000;
+
+impl Waiting<'_> {
+    fn answered(&mut self, failed: bool) {
+        if self.route.judged {
+            self.route.activity.answered(self.begun, failed);
+        }
+        // From the end of time on nothing is late.
+        self.begun = u64::MAX;
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.route.judged && self.route.activity.now_ms().saturating_sub(self.begun) >= WAITED {
+            self.route.activity.answered(self.begun, true);
+        }
     }
 }
 

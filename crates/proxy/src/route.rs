@@ -82,6 +82,8 @@ pub struct Route {
     pub forward_authorization: bool,
     /// Until then a program may still be starting that will listen there: a request waits for it.
     pub listens_by: Option<Instant>,
+    /// Whether how it answers says how the app is.
+    pub judged: bool,
     pub activity: Arc<Activity>,
 }
 
@@ -137,14 +139,14 @@ impl Tally {
         self.answers.iter().sum::<u64>() + self.failures
     }
 
-    /// A time in ms within which 95 of 100 answers began, at most twice what it was; 0 where there are none.
+    /// A time in ms that 5 of 100 answers took longer than, at least half of the longest such; 0 where there are none.
     pub fn p95_ms(&self) -> u64 {
         let all: u64 = self.answers.iter().sum();
         let mut within = 0;
         for (nth, count) in self.answers.iter().enumerate() {
             within += count;
             if all > 0 && within * 100 >= all * 95 {
-                return 1 << nth;
+                return (1 << nth) / 2;
             }
         }
         0
@@ -169,6 +171,10 @@ impl Activity {
         self.last.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn now_ms(&self) -> u64 {
+        (self.clock)()
+    }
+
     /// Open websockets.
     pub fn tunnels(&self) -> usize {
         self.tunnels.load(Ordering::Relaxed)
@@ -187,11 +193,15 @@ impl Activity {
         }
     }
 
+    /// Notes a request that nobody was there to answer.
+    pub fn failed(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Notes how a request ended that was begun at `begun` by the clock.
     pub fn answered(&self, begun: u64, failed: bool) {
         if failed {
-            self.failures.fetch_add(1, Ordering::Relaxed);
-            return;
+            return self.failed();
         }
         let took = (self.clock)().saturating_sub(begun);
         let nth = (u64::BITS - took.leading_zeros()) as usize;

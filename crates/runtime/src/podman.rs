@@ -431,13 +431,15 @@ impl Shared {
         match self.client.kill(name, "URG").await {
             Ok(()) => Ok(now),
             // The monitor may have told it just before it went.
-            Err(Error::Busy(_)) => match seen(&self.client.inspect(name).await?.state)? {
-                Seen::Running => Ok(Seen::Exited(Exit {
-                    code: 137,
-                    oom_killed: false,
-                })),
-                told => Ok(told),
-            },
+            Err(Error::Busy(why)) if !why.contains("resource busy") => {
+                match seen(&self.client.inspect(name).await?.state)? {
+                    Seen::Running => Ok(Seen::Exited(Exit {
+                        code: 137,
+                        oom_killed: false,
+                    })),
+                    told => Ok(told),
+                }
+            }
             Err(e) => Err(e),
         }
     }

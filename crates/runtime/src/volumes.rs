@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 
 use crate::{Error, Result, Usage, Volumes};
 
@@ -24,10 +26,14 @@ const SLOW: Duration = Duration::from_secs(1800);
 /// The longest answer: the list of all volumes.
 const MAX_ANSWER: u64 = 4 << 20;
 
-/// The helper behind a Unix socket. A connection a call: the helper allows 64.
+/// Calls at the same time, the others wait: the helper refuses more than 64, and the operator's tools ask it, too.
+const AT_ONCE: usize = 32;
+
+/// The helper behind a Unix socket. A connection a call.
 #[derive(Debug, Clone)]
 pub struct VolumesClient {
     socket: PathBuf,
+    turns: Arc<Semaphore>,
 }
 
 #[derive(Deserialize)]
@@ -55,7 +61,10 @@ struct Nothing {}
 impl VolumesClient {
     /// A client of the helper that listens at `socket`. Nothing is connected before the first call.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self {
+            socket: socket.into(),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+        }
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -103,6 +112,7 @@ impl VolumesClient {
     }
 
     async fn exchange(&self, request: Value, archive: Option<BorrowedFd<'_>>) -> io::Result<String> {
+        let _turn = self.turns.acquire().await.map_err(io::Error::other)?;
         let mut stream = UnixStream::connect(&self.socket).await?;
         let line = format!("{request}\n");
         let sent = match archive {

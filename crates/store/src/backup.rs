@@ -55,7 +55,11 @@ fn settle_deployments(copy: &Connection, event: &AuditEvent) -> Result<()> {
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<rusqlite::Result<_>>()?;
     copy.execute(
-        "UPDATE deployments SET step = 'failed', finished_at = ?1, reason = 'the backup was made while it was under way'
+        // One whose pointers are exchanged, or whose contents are in place, has taken effect.
+        "UPDATE deployments SET finished_at = ?1, reason = 'the backup was made while it was under way',
+             step = CASE WHEN step IN ('draining', 'starting') AND NOT EXISTS
+                 (SELECT 1 FROM sandboxes s WHERE json_extract(s.refill, '$.deployment') = deployments.id)
+                 THEN 'succeeded' ELSE 'failed' END
          WHERE finished_at IS NULL",
         [millis(event.at)],
     )?;

@@ -36,6 +36,8 @@ pub struct NewDeployment {
     pub kind: Kind,
     pub slot: Slot,
     pub idempotency_key: Option<String>,
+    /// Why, where nobody asked for it.
+    pub reason: Option<String>,
 }
 
 /// How a deployment ended.
@@ -85,8 +87,8 @@ impl Store {
                 return Ok(Begun::Open(open));
             }
             c.execute(
-                "INSERT INTO deployments (id, workspace_id, kind, slot, step, actor, idempotency_key, created_at)
-                 VALUES (?1, ?2, ?3, ?4, 'preparing', ?5, ?6, ?7)",
+                "INSERT INTO deployments (id, workspace_id, kind, slot, step, actor, idempotency_key, created_at, reason)
+                 VALUES (?1, ?2, ?3, ?4, 'preparing', ?5, ?6, ?7, ?8)",
                 params![
                     new.id.as_str(),
                     new.workspace.as_str(),
@@ -94,7 +96,8 @@ impl Store {
                     new.slot.as_str(),
                     audit.actor,
                     new.idempotency_key,
-                    millis(audit.at)
+                    millis(audit.at),
+                    new.reason
                 ],
             )?;
             journal(c, &new.id, Step::Preparing, audit.at)?;

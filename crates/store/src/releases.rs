@@ -98,7 +98,7 @@ impl Store {
     pub async fn begin_release(&self, new: NewRelease, audit: AuditEvent) -> Result<()> {
         self.write(move |c| {
             let owner = new.owner.as_ref().map(UserId::as_str);
-            let count = "SELECT count(*) FROM releases WHERE owner = ?1 AND state <> 'retired'";
+            let count = "SELECT count(*) FROM releases WHERE owner = ?1 AND state NOT IN ('retired', 'rejected')";
             let own: i64 = c.query_row(count, [owner], |row| row.get(0))?;
             if own >= MOST_OF_A_USER {
                 return Err(Error::Conflict(
@@ -141,14 +141,14 @@ impl Store {
     }
 
     /// It came to nothing, for this reason.
-    pub async fn reject_release(&self, id: &ReleaseId, reason: &str) -> Result<()> {
+    pub async fn reject_release(&self, id: &ReleaseId, reason: &str, audit: AuditEvent) -> Result<()> {
         let (id, reason) = (id.clone(), reason.to_owned());
         self.write(move |c| {
             c.execute(
                 "UPDATE releases SET state = 'rejected', reason = ?2 WHERE id = ?1 AND state = 'importing'",
                 params![id.as_str(), reason],
             )?;
-            Ok(())
+            append(c, &audit)
         })
         .await
     }
@@ -233,12 +233,13 @@ impl Store {
         .await
     }
 
-    pub async fn set_release_state(&self, id: &ReleaseId, state: ReleaseState) -> Result<()> {
+    /// It was seen running. One that was a candidate is verified from then on.
+    pub async fn verify_release(&self, id: &ReleaseId) -> Result<()> {
         let id = id.clone();
         self.write(move |c| {
             c.execute(
-                "UPDATE releases SET state = ?2 WHERE id = ?1",
-                params![id.as_str(), state.as_str()],
+                "UPDATE releases SET state = 'verified' WHERE id = ?1 AND state = 'candidate'",
+                [id.as_str()],
             )?;
             Ok(())
         })

@@ -27,6 +27,7 @@ impl App {
         asked: &AuditEvent,
     ) -> Result<Ended, String> {
         let mut times = vec![self.passed(Step::Verifying)];
+        self.stepped(asked, deployment, Step::Verifying, None);
         self.ready_for(deployment.kind, view).await?;
         fail::point("exchange.verified").await?;
         let (live, dev) = tokio::join!(
@@ -36,6 +37,7 @@ impl App {
         live.and(dev)?;
         fail::point("exchange.kept").await?;
         times.push(self.passed(Step::Switching));
+        self.stepped(asked, deployment, Step::Switching, None);
         let audit = AuditEvent {
             at: self.clock.now(),
             action: "workspace.switch",
@@ -50,6 +52,7 @@ impl App {
         let took_us = begun.elapsed().as_micros();
         tracing::info!(deployment = %deployment.id, took_us, "switched");
         fail::point("exchange.published").await.ok();
+        self.stepped(asked, deployment, Step::Draining, None);
         // Its websockets came through dev's address, which leads elsewhere now.
         if let Some(generation) = self.fleet.handle(&after.live.id).and_then(|handle| handle.ready()) {
             self.forwarder.close_tunnels(&generation, SERVICE_RESTART);

@@ -6,27 +6,34 @@ use std::time::Duration;
 
 use choir_core::deployment::{Kind, Step};
 use choir_core::settings::Guard;
-use choir_core::{DeploymentId, WorkspaceId};
+use choir_core::{DeploymentId, Slot, WorkspaceId};
 use choir_proxy::route::Tally;
 use choir_store::{AuditEvent, Deployment};
 
-use super::{Ask, Wish, text};
+use super::{AGAIN, Ask, Wish, text};
 use crate::app::App;
 use crate::reconcile::Handle;
 
+/// How long a rollback of its own is waited for.
+const ENDED_WITHIN: Duration = Duration::from_secs(300);
+/// Later deployments that are looked at.
+const SEEN: u32 = 20;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(250);
 
 impl App {
     /// Goes on watching live after the swaps that were just done when this process was started.
-    pub async fn resume_guards(self: &Arc<Self>) -> Result<(), choir_store::Error> {
-        for view in self.store.all_workspaces().await? {
-            if let Some(last) = self.store.undoable(&view.workspace.id).await?.into_iter().next() {
-                let live = self.live_so_far(&view.workspace.id).await;
-                self.watch(&last, live);
+    pub async fn resume_guards(self: &Arc<Self>) {
+        for view in self.store.all_workspaces().await.unwrap_or_default() {
+            match self.store.undoable(&view.workspace.id).await {
+                Ok(done) => {
+                    if let Some(last) = done.first() {
+                        self.watch(last, self.live_so_far(&view.workspace.id).await);
+                    }
+                }
+                Err(error) => tracing::error!(%error, "a guard is not resumed"),
             }
         }
-        Ok(())
     }
 
     /// What is live, and how it has answered until now.
@@ -59,30 +66,49 @@ impl App {
         else {
             return;
         };
-        let left = Duration::from_secs(guard.watch_s) - ago;
-        let worse = self.does_worse(done, live, before, &guard);
-        if let Ok(Ok(Some(reason))) = tokio::time::timeout(left, worse).await
-            && let Err(reason) = self.take_back(&done.workspace, &done.id, reason).await
-        {
-            tracing::error!(deployment = %done.id, reason, "the guard cannot roll back");
+        let by = tokio::time::Instant::now() + Duration::from_secs(guard.watch_s).saturating_sub(ago);
+        while let Ok(Ok(Some(reason))) = tokio::time::timeout_at(by, self.does_worse(done, live, before)).await {
+            match self.take_back(&done.workspace, &done.id, reason).await {
+                // Whatever came of it is another deployment, which ends the watch unless nothing changed.
+                Ok(begun) => drop(self.await_deployment(&done.workspace, &begun.id, ENDED_WITHIN).await),
+                Err(why) => tracing::warn!(deployment = %done.id, why, "the guard cannot roll back yet; trying again"),
+            }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 
-    /// Waits until live does worse than the guard allows; `None` once something else was done to live.
+    /// Waits until live does worse than the guard allows; `None` once there is nothing to judge: something else was done
+    /// to live, or the guard was taken away.
     async fn does_worse(
         &self,
         swap: &Deployment,
         live: &Handle,
         before: &Tally,
-        guard: &Guard,
     ) -> Result<Option<String>, choir_store::Error> {
         loop {
-            if let Some(reason) = worse(&live.activity.tally().since(before), guard) {
-                let last = self.store.undoable(&swap.workspace).await?.into_iter().next();
-                return Ok(last.filter(|last| last.id == swap.id).map(|_| reason));
+            let view = self.store.workspace(&swap.workspace).await?;
+            let Some(guard) = view.workspace.settings.guard.filter(|g| g.watch_s > 0) else {
+                return Ok(None);
+            };
+            if self.was_changed_since(swap).await? {
+                return Ok(None);
+            }
+            let reason = worse(&live.activity.tally().since(before), &guard);
+            // What is under way may make it good, or is what makes it bad.
+            if reason.is_some() && view.open_deployment.is_none() {
+                return Ok(reason);
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Whether a later deployment touched live. One that ended without a change did not.
+    async fn was_changed_since(&self, swap: &Deployment) -> Result<bool, choir_store::Error> {
+        let all = self.store.deployments(&swap.workspace, None, SEEN).await?;
+        let later = all.iter().take_while(|d| d.id != swap.id);
+        Ok(later
+            .filter(|d| d.slot == Slot::Live)
+            .any(|d| d.finished_at.is_some() && d.step != Step::Failed))
     }
 
     async fn take_back(
@@ -90,20 +116,19 @@ impl App {
         workspace: &WorkspaceId,
         swap: &DeploymentId,
         reason: String,
-    ) -> Result<(), String> {
+    ) -> Result<Deployment, String> {
         tracing::warn!(deployment = %swap, reason, "the guard rolls a swap back");
         let view = self.store.workspace(workspace).await.map_err(text)?;
         let wish = Wish::Rollback(Some(swap.clone()));
         let ask = Ask {
-            // Once, whatever restarts come between.
-            key: Some(format!("guard-{swap}")),
+            key: None,
             because: Some(reason),
             audit: AuditEvent {
                 actor: "system".into(),
                 ..self.event(&view, "workspace.rollback")
             },
         };
-        self.begin(&view, wish, ask).await.map(drop).map_err(text)
+        self.begin(&view, wish, ask).await.map_err(text)
     }
 }
 
@@ -118,9 +143,9 @@ fn worse(seen: &Tally, guard: &Guard) -> Option<String> {
         return Some(format!("after the swap {failed} of {all} requests failed"));
     }
     let p95 = seen.p95_ms();
-    let most = guard.max_p95_ms.filter(|most| p95 > *most)?;
+    let most = guard.max_p95_ms.filter(|most| p95 >= *most)?;
     Some(format!(
-        "after the swap answers took up to {p95} ms, and {most} ms are allowed"
+        "after the swap one in twenty answers took {p95} ms or more, and {most} ms are allowed"
     ))
 }
 
@@ -165,7 +190,7 @@ mod tests {
         assert_eq!(slow(95, 5), None);
         assert_eq!(
             slow(94, 6).unwrap(),
-            "after the swap answers took up to 1024 ms, and 100 ms are allowed"
+            "after the swap one in twenty answers took 512 ms or more, and 100 ms are allowed"
         );
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use choir_api::events::{DEPLOYMENT, DeploymentStepped};
 use choir_core::deployment::{Contents, Displaced, Kind, Step};
 use choir_core::sandbox::Observed;
 use choir_core::{DeploymentId, ReleaseId, Slot, SnapshotId, WorkspaceId};
@@ -101,12 +102,14 @@ impl App {
     }
 
     async fn begin(self: &Arc<Self>, view: &WorkspaceView, wish: Wish, ask: Ask) -> ApiResult<Deployment> {
+        let audit = ask.audit;
         let new = NewDeployment {
             id: DeploymentId::from_random(draw(&*self.random)),
             workspace: view.workspace.id.clone(),
             kind: wish.kind(),
             slot: wish.slot(),
-            idempotency_key: ask.key.clone(),
+            idempotency_key: ask.key,
+            reason: ask.because,
         };
         if let Some(same) = self.store.same_deployment(&new).await? {
             return Ok(same);
@@ -114,12 +117,17 @@ impl App {
         self.plan(view, &wish).await?;
         let app = self.clone();
         // Apart, since a caller that goes away during the commit must not leave it begun and never carried out.
-        let begun = tokio::spawn(async move { app.commit_and_carry_out(new, wish, ask).await });
+        let begun = tokio::spawn(async move { app.commit_and_carry_out(new, wish, audit).await });
         begun.await.map_err(ApiError::internal)?
     }
 
-    async fn commit_and_carry_out(self: Arc<Self>, new: NewDeployment, wish: Wish, ask: Ask) -> ApiResult<Deployment> {
-        match self.store.begin_deployment(new, ask.audit.clone()).await? {
+    async fn commit_and_carry_out(
+        self: Arc<Self>,
+        new: NewDeployment,
+        wish: Wish,
+        audit: AuditEvent,
+    ) -> ApiResult<Deployment> {
+        match self.store.begin_deployment(new, audit.clone()).await? {
             Begun::Same(deployment) => Ok(deployment),
             Begun::Open(open) => Err(ApiError::conflict(
                 "deployment_open",
@@ -128,7 +136,7 @@ impl App {
             .with("deployment", open.as_str())),
             Begun::New(deployment) => {
                 let (app, begun) = (self.clone(), deployment.clone());
-                tokio::spawn(async move { app.carry_out(begun, wish, ask).await });
+                tokio::spawn(async move { app.carry_out(begun, wish, audit).await });
                 Ok(deployment)
             }
         }
@@ -191,25 +199,20 @@ impl App {
         Ok(Plan::Refill(Contents::Snapshot(before.id), before.release))
     }
 
-    async fn carry_out(self: Arc<Self>, deployment: Deployment, wish: Wish, ask: Ask) {
-        let asked = ask.audit;
+    async fn carry_out(self: Arc<Self>, deployment: Deployment, wish: Wish, asked: AuditEvent) {
         let done = self.attempt(&deployment, &wish, &asked).await;
-        let ended = done
-            .map(|ended| Ended {
-                reason: ended.reason.or(ask.because),
-                ..ended
-            })
-            .unwrap_or_else(|reason| Ended {
-                step: Step::Failed,
-                reason: Some(reason),
-                displaced: None,
-            });
+        let ended = done.unwrap_or_else(|reason| Ended {
+            step: Step::Failed,
+            reason: Some(reason),
+            displaced: None,
+        });
         self.end(&deployment, ended, asked).await;
     }
 
     /// An error is why nothing was changed.
     async fn attempt(&self, deployment: &Deployment, wish: &Wish, asked: &AuditEvent) -> Result<Ended, String> {
         fail::point("deployment.begun").await?;
+        self.stepped(asked, deployment, deployment.step, None);
         // Only from here on is no other deployment under way.
         let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
         match self.plan(&view, wish).await.map_err(text)? {
@@ -250,6 +253,7 @@ impl App {
         match recorded {
             Ok(ended) => {
                 tracing::info!(deployment = %id, step, reason, "deployment ended");
+                self.stepped(&audit, &ended, ended.step, ended.reason.clone());
                 self.watch(&ended, live);
             }
             // It stays open in the journal; the next start ends it by the same rule.
@@ -258,6 +262,21 @@ impl App {
         self.deployment_ended.send_replace(());
         fail::point("deployment.ended").await.ok();
         self.thin_snapshots(&deployment.workspace).await;
+    }
+
+    /// Tells the workspace's owner how far a deployment is.
+    fn stepped(&self, asked: &AuditEvent, deployment: &Deployment, step: Step, reason: Option<String>) {
+        let now = DeploymentStepped {
+            workspace: deployment.workspace.clone(),
+            id: deployment.id.clone(),
+            kind: deployment.kind,
+            slot: deployment.slot,
+            step,
+            reason,
+        };
+        if let Some(owner) = &asked.user {
+            self.events().tell(owner, DEPLOYMENT, &now);
+        }
     }
 
     fn passed(&self, step: Step) -> StepTime {

@@ -32,6 +32,7 @@ impl App {
             with,
         };
         let times = vec![self.passed(Step::Switching)];
+        self.stepped(asked, deployment, Step::Switching, None);
         let audit = AuditEvent {
             at: self.clock.now(),
             action: "workspace.switch",
@@ -45,13 +46,14 @@ impl App {
         // Nothing may fail from here on.
         fail::point("contents.switched").await.ok();
         self.begin_refill(&after, deployment, refill).await;
+        self.stepped(asked, deployment, Step::Draining, None);
         Ok(self.await_contents(deployment, HEALTHY_WITHIN, asked).await)
     }
 
     /// Waits until the slot runs well with its new contents, for which it has so long; if it does not, until it has its old
     /// ones back.
     pub(super) async fn await_contents(&self, deployment: &Deployment, within: Duration, asked: &AuditEvent) -> Ended {
-        let Err(reason) = self.runs_well(deployment, within).await else {
+        let Err(reason) = self.runs_well(deployment, within, asked).await else {
             return Ended {
                 step: Step::Succeeded,
                 reason: None,
@@ -79,6 +81,7 @@ impl App {
         let keep = SnapshotId::from_random(draw(&*self.random));
         let refill = self.store.return_contents(&deployment.id, &keep, reason, audit).await?;
         fail::point("contents.returning").await.ok();
+        self.stepped(asked, deployment, Step::Returning, Some(reason.to_owned()));
         let view = self.store.workspace(&deployment.workspace).await?;
         self.begin_refill(&view, deployment, refill).await;
         Ok(())
@@ -96,7 +99,10 @@ impl App {
     pub(super) async fn await_return(&self, deployment: &Deployment, reason: Option<String>) -> Ended {
         let reason = reason.unwrap_or_default();
         let back = match self.handle_of(deployment).await {
-            Ok(handle) => filled_and_ready(&handle, HEALTHY_WITHIN).await.map(drop),
+            Ok(handle) => match filled(&handle).await {
+                Ok(()) => ready(&handle, HEALTHY_WITHIN).await.map(drop),
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         let reason = match back {
@@ -110,9 +116,11 @@ impl App {
         }
     }
 
-    async fn runs_well(&self, deployment: &Deployment, within: Duration) -> Result<(), String> {
+    async fn runs_well(&self, deployment: &Deployment, within: Duration, asked: &AuditEvent) -> Result<(), String> {
         let handle = self.handle_of(deployment).await?;
-        let generation = filled_and_ready(&handle, within).await?;
+        filled(&handle).await?;
+        self.stepped(asked, deployment, Step::Starting, None);
+        let generation = ready(&handle, within).await?;
         let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
         self.app_is_well(&view, deployment.slot, &generation).await
     }
@@ -124,14 +132,21 @@ impl App {
     }
 }
 
-/// That it waits for a place to run in says nothing of what it holds.
-async fn filled_and_ready(handle: &Handle, within: Duration) -> Result<choir_core::Generation, String> {
+async fn filled(handle: &Handle) -> Result<(), String> {
     if handle.settle(FILLED_WITHIN, |status| !status.refilling).await.refilling {
         return Err("its files could not be replaced in time; the log says why".to_owned());
     }
+    Ok(())
+}
+
+/// That it waits for a place to run in says nothing of what it holds.
+async fn ready(handle: &Handle, within: Duration) -> Result<choir_core::Generation, String> {
+    let mut left = within;
     loop {
-        match handle.wake(within).await {
-            Err(WakeError::InLine(_) | WakeError::Busy) => tokio::time::sleep(AGAIN).await,
+        match handle.wake(AGAIN.min(left)).await {
+            Err(WakeError::InLine(_)) => {}
+            Err(WakeError::Busy) => tokio::time::sleep(AGAIN).await,
+            Err(WakeError::TooLong) if left > AGAIN => left -= AGAIN,
             woken => return woken.map_err(text),
         }
     }

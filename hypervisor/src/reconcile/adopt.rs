@@ -31,7 +31,9 @@ impl Fleet {
         }
         for stray in found.into_values().flatten() {
             tracing::warn!(generation = %stray.generation, "a container without a sandbox is removed");
-            self.services.runtime.remove(&stray.generation).await?;
+            if let Err(error) = self.services.runtime.remove(&stray.generation).await {
+                tracing::error!(generation = %stray.generation, %error, "it stays; see `choir-hypervisor fsck`");
+            }
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::events::Events;
 use crate::random::{Random, draw};
 use crate::releases::Releases;
 
@@ -40,6 +41,7 @@ pub struct Services {
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub releases: Arc<Releases>,
+    pub events: Arc<Events>,
     /// Whom programs inside believe besides the public authorities; `None` while sealed.
     pub authorities: Option<Arc<Authorities>>,
 }
@@ -211,8 +213,8 @@ impl Handle {
             return Err(WakeError::Deleted);
         }
         let wait = status.wait_for(|s| match s.observed {
-            Observed::Ready { .. } => !s.refilling,
-            Observed::Failed { .. } | Observed::Deleting { .. } | Observed::Deleted => true,
+            Observed::Ready { .. } | Observed::Failed { .. } => !s.refilling,
+            Observed::Deleting { .. } | Observed::Deleted => true,
             _ => s.desired == Desired::Deleted,
         });
         match tokio::time::timeout(within, wait).await {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use choir_api::events::{SANDBOX, SandboxChanged};
 use choir_core::deployment::Refill;
 use choir_core::sandbox::{Action, Desired, Event, Exit, Observed, apply, next_action};
 use choir_core::{Awake, Generation, SandboxId, WorkspaceId};
@@ -215,6 +216,11 @@ impl Worker {
         match (desired, &self.observed) {
             (Desired::Running, Observed::Paused { .. }) => self.thaw(),
             // A person who asks does not wait for the back-off of earlier failures.
+            (Desired::Running, Observed::Failed { attempt: 0, .. }) => {
+                self.observed = Observed::Creating {
+                    since: self.fleet.now(),
+                };
+            }
             (Desired::Running, Observed::Failed { .. }) => {
                 self.observed = Observed::Stopped {
                     exit: None,
@@ -548,7 +554,18 @@ impl Worker {
             oom_kills: self.oom_kills.unwrap_or(0),
             refilling: self.refill.is_some(),
         };
-        self.status.send_replace(status);
+        let before = self.status.send_replace(status);
+        let told = |observed: &Observed| SandboxChanged {
+            workspace: self.workspace.clone(),
+            sandbox: self.id.clone(),
+            state: observed.name().to_owned(),
+            generation: observed.generation(),
+            reason: observed.reason(),
+        };
+        let now = told(&self.observed);
+        if let Some(owner) = self.fleet.owner_of(&self.id).filter(|_| told(&before.observed) != now) {
+            self.fleet.services.events.tell(&owner, SANDBOX, &now);
+        }
     }
 
     fn generation_of(&self, number: u64) -> Generation {

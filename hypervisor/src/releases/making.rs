@@ -20,6 +20,10 @@ use crate::fail;
 
 /// Archives that are received and unpacked at the same time, by all users.
 const AT_ONCE: usize = 2;
+/// How long an archive may be slower than `SLOWEST` at first.
+const GRACE: Duration = Duration::from_secs(60);
+/// Bytes a second, on the average: an upload holds one of few places.
+const SLOWEST: u64 = 64 << 10;
 /// What must stay free where archives are received: the database may be there, too.
 const SPARE: u64 = 1 << 30;
 /// How often, in bytes, it is looked whether it is.
@@ -36,7 +40,7 @@ pub struct Making {
     uploads: PathBuf,
     /// Bytes, of an archive and of what it unpacks to.
     most: u64,
-    places: Semaphore,
+    places: Arc<Semaphore>,
     /// Rings when a release is made or rejected.
     ended: watch::Sender<()>,
 }
@@ -46,7 +50,7 @@ impl Making {
         Self {
             uploads,
             most,
-            places: Semaphore::new(AT_ONCE),
+            places: Arc::new(Semaphore::new(AT_ONCE)),
             ended: watch::Sender::new(()),
         }
     }
@@ -83,19 +87,35 @@ impl Releases {
     }
 
     /// A release of an image that is here already, with another config; `None` when there is no such image.
-    pub async fn with_config(&self, user: &UserId, image: &str, wanted: Wanted) -> ApiResult<Option<Release>> {
+    pub async fn with_config(
+        self: &Arc<Self>,
+        user: &UserId,
+        image: &str,
+        wanted: Wanted,
+    ) -> ApiResult<Option<Release>> {
         let fits = |r: &Release| r.image_digest == image && r.is_usable() && r.is_for(user);
         let Some(source) = self.store.releases().await?.into_iter().find(fits) else {
             return Ok(None);
         };
         let id = self.begin(user, wanted).await?;
-        let made = self.volumes.snapshot(source.id.as_str(), id.as_str(), false).await;
-        if let Err(error) = made {
-            self.reject(&id, &error.to_string()).await;
-            return Err(error.into());
+        let (releases, image) = (self.clone(), image.to_owned());
+        // Apart, since a caller that goes away must not leave it half made.
+        let copied = tokio::spawn(async move { releases.copy(&id, &source.id, &image).await });
+        copied.await.map_err(ApiError::internal)?.map(Some)
+    }
+
+    async fn copy(&self, id: &ReleaseId, source: &ReleaseId, image: &str) -> ApiResult<Release> {
+        let made: ApiResult<()> = async {
+            self.volumes.snapshot(source.as_str(), id.as_str(), false).await?;
+            Ok(self.store.release_imported(id, image).await?)
         }
-        self.store.release_imported(&id, image).await?;
-        Ok(Some(self.store.release(&id).await?))
+        .await;
+        if let Err(error) = made {
+            self.reject(id, &error.to_string()).await;
+            return Err(error);
+        }
+        self.tell(id).await;
+        Ok(self.store.release(id).await?)
     }
 
     /// A release of what the system of a slot is now; what is in its home stays there.
@@ -140,6 +160,7 @@ impl Releases {
                 .await;
             return Err(error);
         }
+        self.tell(id).await;
         Ok(self.store.release(id).await?)
     }
 
@@ -155,7 +176,7 @@ impl Releases {
             ApiError::unavailable("busy", message).retry_after(30)
         };
         // One more must not hold up those who have begun.
-        let place = self.making.places.try_acquire().map_err(|_| busy())?;
+        let place = self.making.places.clone().try_acquire_owned().map_err(|_| busy())?;
         let id = self.begin(user, wanted).await?;
         let path = self.making.uploads.join(format!("{id}.tar"));
         let received = self.write_down(&path, archive).await;
@@ -164,11 +185,10 @@ impl Releases {
             self.reject(&id, &error.to_string()).await;
             return Err(error);
         }
-        place.forget();
         let (releases, making) = (self.clone(), id.clone());
         tokio::spawn(async move {
             releases.import(&making, &path).await;
-            releases.making.places.add_permits(1);
+            drop(place);
         });
         Ok(id)
     }
@@ -181,7 +201,7 @@ impl Releases {
             Err(error) => Err(error.to_string()),
         };
         match imported {
-            Ok(()) => self.making.changed(),
+            Ok(()) => self.tell(id).await,
             Err(reason) => self.reject(id, &reason).await,
         }
     }
@@ -197,7 +217,17 @@ impl Releases {
         let mut file = File::create(path).await.map_err(ApiError::internal)?;
         let (mut written, mut looked) = (0, None);
         pin_mut!(archive);
-        while let Some(part) = archive.next().await {
+        let begun = tokio::time::Instant::now();
+        let slow = |_| {
+            let message = "The archive comes too slowly, and others wait; send it again.";
+            ApiError::new(http::StatusCode::REQUEST_TIMEOUT, "too_slow", message)
+        };
+        loop {
+            // On the average, once it has begun.
+            let by = begun + GRACE + Duration::from_secs(written / SLOWEST);
+            let Some(part) = tokio::time::timeout_at(by, archive.next()).await.map_err(slow)? else {
+                break;
+            };
             let broke = |error| ApiError::bad_request("broke_off", format!("The upload broke off: {error}."));
             let part = part.map_err(broke)?;
             written += part.len() as u64;

@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use choir_api::events::{RELEASE, ReleaseChanged};
 use choir_core::{ReleaseConfig, ReleaseId, SandboxId, UserId, WorkspaceId};
 use choir_runtime::Volumes;
 use choir_store::{AuditEvent, NewRelease, Release, ReleaseCopy, ReleaseState, Store};
 use tokio::sync::{OnceCell, watch};
 
 use crate::clock::Clock;
+use crate::events::Events;
 use crate::fail;
 use crate::random::{Random, draw};
 
@@ -41,6 +43,7 @@ pub struct Releases {
     copies: Mutex<HashMap<String, Arc<OnceCell<()>>>>,
     default: watch::Sender<DefaultRelease>,
     making: Making,
+    events: Arc<Events>,
 }
 
 impl Releases {
@@ -52,10 +55,12 @@ impl Releases {
         random: Arc<dyn Random>,
         uploads: PathBuf,
         most: u64,
+        events: Arc<Events>,
     ) -> Arc<Self> {
         let default = watch::Sender::new(DefaultRelease::Importing);
         Arc::new(Self {
             making: Making::new(uploads, most),
+            events,
             store,
             volumes,
             clock,
@@ -98,7 +103,7 @@ impl Releases {
             .await
             .map_err(text)?
             .into_iter()
-            .find(|r| r.name == name);
+            .find(|r| r.owner.is_none() && r.name == name);
         let id = match known {
             Some(Release {
                 state: ReleaseState::Candidate | ReleaseState::Verified,
@@ -165,6 +170,10 @@ impl Releases {
                     self.reject(&release.id, reason).await;
                 }
                 ReleaseState::Retired => self.remove(&release.id).await,
+                // The helper may have gone on with it after we gave it up.
+                ReleaseState::Rejected => {
+                    let _ = self.volumes.delete(release.id.as_str()).await;
+                }
                 _ => {}
             }
         }
@@ -177,10 +186,29 @@ impl Releases {
         if let Err(error) = self.volumes.delete(id.as_str()).await {
             tracing::warn!(release = %id, %error, "what was made of it stays");
         }
-        if let Err(error) = self.store.reject_release(id, reason).await {
+        let owner = self.store.release(id).await.ok().and_then(|release| release.owner);
+        let audit = AuditEvent {
+            outcome: "rejected",
+            ..self.event(owner.as_ref(), "release.made", id)
+        };
+        if let Err(error) = self.store.reject_release(id, reason, audit).await {
             tracing::error!(release = %id, %error, "a release stays half made until the next start");
         }
+        self.tell(id).await;
+    }
+
+    /// Tells those who wait for it, and its owner, what has become of a release.
+    async fn tell(&self, id: &ReleaseId) {
         self.making.changed();
+        if let Ok(release) = self.store.release(id).await
+            && let Some(owner) = &release.owner
+        {
+            let changed = ReleaseChanged {
+                id: id.clone(),
+                state: release.state.as_str().to_owned(),
+            };
+            self.events.tell(owner, RELEASE, &changed);
+        }
     }
 
     /// The volumes of a retired release, then its row; what fails is done at the next start.
@@ -249,10 +277,7 @@ impl Releases {
             } else {
                 view.dev.release
             };
-            match self.store.release(&id).await?.state {
-                ReleaseState::Candidate => self.store.set_release_state(&id, ReleaseState::Verified).await,
-                _ => Ok(()),
-            }
+            self.store.verify_release(&id).await
         };
         if let Err(error) = result.await {
             tracing::warn!(%error, "a release could not be marked verified");

@@ -99,6 +99,11 @@ async fn upload(
     let made = app.releases.made(&id, wait.duration()).await?;
     let status = match made.state {
         ReleaseState::Importing => StatusCode::ACCEPTED,
+        ReleaseState::Rejected => {
+            let reason = made.reason.unwrap_or_default();
+            let refused = ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "rejected", reason);
+            return Err(refused.with("release", made.id.as_str()));
+        }
         _ => StatusCode::CREATED,
     };
     Ok((status, Json(shown(&app, &caller, made).await?)))
@@ -142,17 +147,15 @@ async fn shown(app: &App, caller: &Caller, release: Release) -> ApiResult<api::R
 }
 
 async fn wire(app: &App, caller: &Caller, release: Release, uses: &[ReleaseUse]) -> ApiResult<api::Release> {
-    let bytes = match app.fleet.services.volumes.usage(release.id.as_str()).await {
-        Err(choir_runtime::Error::NotFound) => None,
-        usage => Some(usage?.bytes),
-    };
+    // What is not known is no error: the release is there.
+    let usage = app.fleet.services.volumes.usage(release.id.as_str()).await.ok();
     let (own, other): (Vec<_>, Vec<_>) = uses
         .iter()
         .filter(|used| used.release == release.id)
         .partition(|used| used.user == caller.user.id);
     Ok(api::Release {
         own: release.owner.is_some(),
-        bytes,
+        bytes: usage.map(|usage| usage.bytes),
         used_by: own
             .iter()
             .map(|used| format!("{}/{}", used.workspace, used.slot))

@@ -254,6 +254,7 @@ async fn sandbox(
         service_workers: false,
         forward_authorization: false,
         listens_by: None,
+        judged: false,
         activity: handle.activity.clone(),
     });
     let visitor = Arc::new(Visitor {

@@ -16,8 +16,8 @@ use choir_e2e::waiting::{rounds, step, until};
 use choir_e2e::{http, processes, skip};
 use tokio::time::{Instant, interval};
 
-/// Of what is asked while every core is taken.
-const P99: Duration = Duration::from_millis(100);
+/// Of what is asked while every core is taken: in a quick run, where the machine does other things, and as promised.
+const P99: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(100)];
 /// From one question to the next.
 const EVERY: Duration = Duration::from_millis(20);
 /// How long the time before it is measured.
@@ -186,7 +186,7 @@ async fn busy_loops_do_not_slow_the_hypervisor(scene: &Scene) -> Result<()> {
         let ratio = busy.p99().as_secs_f64() / idle.p99().as_secs_f64();
         eprintln!("{what}: before {idle}\n{what}: beside {busy}; p99 {ratio:.1} times as long");
         // A machine that is as slow without the loops is not slow because of them.
-        let allowed = P99.max(idle.p99() * 2);
+        let allowed = rounds(P99[0], P99[1]).max(idle.p99() * 2);
         ensure!(busy.p99() < allowed, "{what} waits: {busy}; {allowed:?} are allowed");
     }
     for (slot, was) in [(Slot::Live, live), (Slot::Dev, dev)] {

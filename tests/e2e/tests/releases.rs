@@ -9,7 +9,8 @@ use std::process::{Command, Output};
 use anyhow::{Context as _, Result, bail, ensure};
 use choir_api::client::Client;
 use choir_api::sandbox::{Command as Shell, ExecRequest};
-use choir_core::Slot;
+use choir_core::settings::{Access, PerSlot};
+use choir_core::{Slot, WorkspaceSettings};
 use choir_e2e::instance::Instance;
 use choir_e2e::person::{self, USER, WORKSPACE, run, workspace};
 use choir_e2e::waiting::{step, until};
@@ -315,6 +316,8 @@ impl Scene {
         );
         let deployed = self.done(&["deploy", "live", id])?;
         ensure!(deployed["step"] == "succeeded", "{deployed}");
+        let motd = run(&self.client, Slot::Live, "/bin/busybox cat /etc/motd").await;
+        ensure!(motd.is_err(), "there is no shell in it: {motd:?}");
         let rolled = self.done(&["rollback"])?;
         ensure!(rolled["step"] == "succeeded", "{rolled}");
         ensure!(run(&self.client, Slot::Live, "bash -c 'echo $0'").await? == "bash\n");
@@ -323,11 +326,18 @@ impl Scene {
 
     async fn used_ones_stay(&self, release: &str) -> Result<()> {
         self.done(&["deploy", "dev", release])?;
+        let everybody = WorkspaceSettings {
+            access: Some(PerSlot {
+                live: Access::Private,
+                dev: Access::Public,
+            }),
+            ..WorkspaceSettings::default()
+        };
+        self.client.patch_workspace(&workspace(), &everybody).await?;
         until("the app of the image to answer", async || {
-            let live = self.instance.app("dev", WORKSPACE, USER);
-            let answer = http::send("GET", &live.join("new")?, &[], "").await?;
-            // It is private: that it is asked to sign in is the answer of something that runs.
-            Ok((answer.status == 401).then_some(()))
+            let dev = self.instance.app("dev", WORKSPACE, USER);
+            let answer = http::send("GET", &dev.join("new")?, &[], "").await?;
+            Ok((answer.status == 200 && answer.body == "above").then_some(()))
         })
         .await?;
         let refused = self.choir(&["releases", "rm", release])?;

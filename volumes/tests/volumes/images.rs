@@ -182,6 +182,8 @@ fn three_layers() -> Vec<Vec<u8>> {
             ("opt/.wh..wh..opq", ""),
             ("becomes-file", "above"),
             ("becomes-directory/", ""),
+            // As overlayfs marks a directory that replaces something else.
+            ("becomes-directory/.wh..wh..opq", ""),
             ("becomes-directory/inner", "above"),
             ("link -> etc", ""),
         ]),
@@ -345,14 +347,17 @@ fn hostile_images_are_refused_and_leave_nothing() {
             ROOM,
         );
         refused(&server, "through a symbolic link", &two(&[("link/evil", "evil")]), ROOM);
-        refused(&server, "through a symbolic link", &two(&[("link/.wh.kept", "")]), ROOM);
-        refused(
-            &server,
-            "through a symbolic link",
-            &two(&[("link/.wh..wh..opq", "")]),
-            ROOM,
-        );
         refused(&server, "whiteout names nothing", &one(&[(".wh...", "")]), ROOM);
+        // There is nothing below a link to take away; what it points to is not that.
+        for mark in ["link/.wh.kept", "link/.wh..wh..opq"] {
+            assert!(
+                send(&server, &two(&[(mark, "")]), ROOM).get("error").is_none(),
+                "{mark}"
+            );
+            server.ask(&json!({"verb": "delete", "volume": "rel"}));
+        }
+        let far = two(&[("link/deep/.wh.kept", "")]);
+        refused(&server, "through a symbolic link", &far, ROOM);
         let left: Vec<_> = fs::read_dir(&outside).expect("readable").collect();
         assert_eq!(left.len(), 1, "{left:?}");
     });
@@ -398,6 +403,43 @@ fn bombs_and_endless_stacks_are_refused_and_leave_nothing() {
                 .get("error")
                 .is_none()
         );
+    });
+}
+
+#[test]
+fn an_image_that_makes_the_unpacker_say_much_or_work_for_ever_is_refused_in_one_sentence() {
+    if !root_only() {
+        return;
+    }
+    on_each_backend(|server| {
+        let member = |name: &str, bytes: &[u8]| {
+            let mut tar = Builder::new(Vec::new());
+            add(
+                &mut tar,
+                header(name, EntryType::Regular, 0o644, bytes.len()),
+                "",
+                bytes,
+            );
+            tar.into_inner().expect("a tar")
+        };
+        let name = "a".repeat(1 << 20);
+        let manifest = json!([{"Config": name, "Layers": []}]).to_string();
+        refused(
+            &server,
+            "image: aaaa",
+            &member("manifest.json", manifest.as_bytes()),
+            ROOM.max(4 << 20),
+        );
+        // One layer of nothing but empty members, named a hundred times.
+        let empty = packed(&[], Packed::Gzip).repeat(20_000);
+        let layers = vec![layer(&[("a", "a")]); 100];
+        let mut stacked = Oci::of(&layers, Packed::Gzip);
+        for (name, bytes) in &mut stacked.members {
+            if name.starts_with("blobs/") && bytes.starts_with(&[0x1f, 0x8b]) {
+                bytes.extend(&empty);
+            }
+        }
+        refused(&server, "its layers are larger", &stacked.archive(), ROOM);
     });
 }
 

@@ -305,6 +305,18 @@ impl Client {
         self.get(&format!("/api/releases/{}", segment(id.as_str()))).await
     }
 
+    /// What changes, from now on or from after the event with this id; see [`crate::events`].
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn events(&self, after: Option<&str>) -> Result<Events, ClientError> {
+        let mut request = Request::new(Method::GET, "/api/events").header(ACCEPT.as_str(), "text/event-stream")?;
+        if let Some(id) = after {
+            request = request.header("last-event-id", id)?;
+        }
+        Ok(Events::new(self.send(request).await?))
+    }
+
     /// # Errors
     /// Any; 409 while something uses it.
     pub async fn delete_release(&self, id: &ReleaseId) -> Result<(), ClientError> {

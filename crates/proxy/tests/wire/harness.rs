@@ -224,6 +224,7 @@ pub async fn world_with(sandbox: Arc<Recorder>, bounds: Bounds, trusted: &[&str]
             service_workers: opted,
             forward_authorization: opted,
             listens_by: None,
+            judged: true,
             activity: activity.clone(),
         })
     };

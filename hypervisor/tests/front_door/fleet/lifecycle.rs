@@ -486,3 +486,23 @@ async fn a_deleted_workspace_leaves_no_container_volume_or_row() {
     let made = ada.post("/api/workspaces", json!({"name": "main"})).await;
     assert!([StatusCode::CREATED, StatusCode::CONFLICT].contains(&made.status));
 }
+
+#[tokio::test]
+async fn a_sandbox_whose_volume_could_not_be_made_is_made_and_started_when_that_is_asked() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    // Of the release's copy for her, which both sandboxes need, and each of them makes in turn.
+    start.volumes.fail_copies(2);
+    let [live, _] = workspace(&mut ada).await;
+    let handle = start.app.fleet.handle(&live).unwrap();
+    let failed = |s: &choir_hypervisor::reconcile::Status| matches!(s.observed, Observed::Failed { .. });
+    handle.settle(SOON, failed).await;
+    let slot = shown(&mut ada).await["slots"]["live"].clone();
+    assert_eq!(
+        (&slot["state"], slot["reason"].as_str()),
+        (&json!("failed"), Some("the container service refused: no space left"))
+    );
+    assert!(start.volumes.read(live.as_str()).is_err());
+    assert_eq!(change(&mut ada, Slot::Live, "start").await["state"], "ready");
+    assert!(start.volumes.read(live.as_str()).is_ok());
+}

@@ -7,6 +7,7 @@ mod backup;
 mod clear;
 mod deadline;
 mod egress;
+mod events;
 mod guard;
 mod lifecycle;
 mod ports;

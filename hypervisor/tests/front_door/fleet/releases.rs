@@ -149,16 +149,20 @@ async fn an_archive_becomes_a_release_or_says_why_not_and_leaves_nothing() {
         "succeeded"
     );
 
-    let bad = upload(&mut ada, "name=bad&wait_s=20", "something else")
-        .await
-        .expect(StatusCode::CREATED);
+    let refused = upload(&mut ada, "name=bad&wait_s=20", "something else").await;
+    refused.refused(StatusCode::UNPROCESSABLE_ENTITY, "rejected");
+    let bad = refused.json()["error"]["release"].as_str().unwrap().to_owned();
+    let shown = ada.get(&format!("{RELEASES}/{bad}")).await.expect(StatusCode::OK);
     assert_eq!(
-        (&bad["state"], &bad["bytes"]),
+        (&shown["state"], &shown["bytes"]),
         (&json!("rejected"), &Value::Null),
-        "{bad}"
+        "{shown}"
     );
-    assert!(bad["reason"].as_str().unwrap().contains("no image archive"), "{bad}");
-    deploy(&mut ada, Slot::Dev, bad["id"].as_str().unwrap())
+    assert!(
+        shown["reason"].as_str().unwrap().contains("no image archive"),
+        "{shown}"
+    );
+    deploy(&mut ada, Slot::Dev, &bad)
         .await
         .refused(StatusCode::CONFLICT, "release_not_usable");
     let parts: Vec<Result<Bytes, std::io::Error>> =

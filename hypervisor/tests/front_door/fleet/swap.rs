@@ -36,6 +36,7 @@ fn begun(id: &DeploymentId, view: &WorkspaceView) -> NewDeployment {
         kind: Kind::Swap,
         slot: Slot::Live,
         idempotency_key: None,
+        reason: None,
     }
 }
 

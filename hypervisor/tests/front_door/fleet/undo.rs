@@ -404,7 +404,9 @@ async fn what_is_written_before_a_deploy_is_taken_back_is_kept_as_a_snapshot() {
     assert_eq!(start.home(live.as_str()), "good");
     let mut kept = Vec::new();
     for snapshot in snapshots(&mut ada, Slot::Live).await {
-        kept.push(start.home(snapshot["id"].as_str().unwrap()));
+        // Of several of one hour the older ones may be thinned out by now.
+        let read = start.volumes.read(snapshot["id"].as_str().unwrap());
+        kept.extend(read.ok().map(|(_, home)| home));
     }
     assert!(kept.contains(&"written while it was judged".to_owned()), "{kept:?}");
     start.fits_together().await;

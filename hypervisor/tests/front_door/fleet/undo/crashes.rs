@@ -28,6 +28,7 @@ async fn cut_short(
         kind: Kind::Restore,
         slot,
         idempotency_key: None,
+        reason: None,
     };
     let audit = start.app.event(&view, "workspace.restore");
     let store = &start.app.store;
