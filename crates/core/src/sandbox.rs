@@ -258,21 +258,13 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
     {
         return Ok(state);
     }
+    if let S::Creating { .. } | S::Failed { attempt: 0, .. } = state {
+        return without_a_volume(&state, event, now).ok_or(error);
+    }
     let kept = state.clone();
     Ok(match (state, event) {
-        (S::Creating { .. } | S::Failed { attempt: 0, .. }, Event::Created) => S::Stopped { exit: None, since: now },
-        (S::Creating { .. } | S::Failed { attempt: 0, .. }, Event::CreateFailed { reason }) => S::Failed {
-            reason,
-            since: now,
-            retry_at: Some(after(now, CREATE_AGAIN)),
-            attempt: 0,
-        },
-        // It has nothing to start from.
-        (S::Failed { attempt: 0, .. }, Event::StartAsked { .. }) => return Err(error),
         (S::Failed { attempt, .. }, Event::StartAsked { generation }) => starting(generation, attempt + 1, None, now),
-        (S::Stopped { .. } | S::Creating { .. }, Event::StartAsked { generation }) => {
-            starting(generation, 1, None, now)
-        }
+        (S::Stopped { .. }, Event::StartAsked { generation }) => starting(generation, 1, None, now),
         (S::Starting { attempt, because, .. }, Event::StartAsked { generation }) => S::Starting {
             generation,
             attempt,
@@ -320,7 +312,6 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
             generation,
             deadline: after(now, STOP_GRACE),
         },
-        (S::Failed { attempt: 0, .. }, Event::StopAsked) => S::Creating { since: now },
         (S::Failed { .. }, Event::StopAsked) => S::Stopped { exit: None, since: now },
         (S::Deleting { .. }, Event::Gone) => S::Deleted,
         (S::Deleted | S::Deleting { .. }, Event::DeleteAsked) => return Ok(kept),
@@ -333,6 +324,24 @@ pub fn apply(state: Observed, event: Event, now: Timestamp) -> Result<Observed, 
         | (S::Unhealthy { .. }, Event::ProbeFailed { .. }) => kept,
         _ => return Err(error),
     })
+}
+
+/// The state after an event where there is nothing to start from yet.
+fn without_a_volume(state: &Observed, event: Event, now: Timestamp) -> Option<Observed> {
+    use Observed as S;
+    match event {
+        Event::Created => Some(S::Stopped { exit: None, since: now }),
+        Event::CreateFailed { reason } => Some(S::Failed {
+            reason,
+            since: now,
+            retry_at: Some(after(now, CREATE_AGAIN)),
+            attempt: 0,
+        }),
+        // Who asks for anything has it tried at once.
+        Event::StopAsked if matches!(state, S::Failed { .. }) => Some(S::Creating { since: now }),
+        Event::DeleteAsked => Some(S::Deleting { since: now }),
+        _ => None,
+    }
 }
 
 /// The state after a container ended.
