@@ -27,6 +27,8 @@ pub enum Fault {
     ExitAfterReady(i32),
     /// `start` does not return.
     Hang,
+    /// Its processes do not go on, though it is seen running.
+    Frozen,
 }
 
 /// A world of containers that outlives the runtimes looking at it, as Podman's does.
@@ -43,6 +45,8 @@ struct Inner {
     ports: Vec<u16>,
     /// Ports that were dialled, whether or not something listened there.
     dialled: HashSet<(Generation, u16)>,
+    /// Sandboxes whose next pause is not told.
+    forgetful: HashSet<SandboxId>,
     /// What is to be seen in sandboxes beside what the simulation puts there.
     planted: HashMap<SandboxId, Vec<(Part, String, Vec<u8>)>>,
     /// Where the runtimes that look at this world are told what happens.
@@ -74,6 +78,11 @@ impl World {
     /// How many containers were started so far.
     pub fn starts(&self) -> u64 {
         self.lock().starts
+    }
+
+    /// Has the next pause of this sandbox take effect without being told, as where the service is killed over it.
+    pub fn freeze_untold(&self, sandbox: &SandboxId) {
+        self.lock().forgetful.insert(sandbox.clone());
     }
 
     /// Lets the echo app listen on one more port in every sandbox.
@@ -302,6 +311,10 @@ impl Runtime for Sim {
     }
 
     async fn pause(&self, generation: &Generation) -> Result<()> {
+        if self.world.lock().forgetful.remove(&generation.sandbox) {
+            self.world.with(generation, |c| c.fault = Some(Fault::Frozen))?;
+            return Err(Error::Unavailable("it hung up".into()));
+        }
         self.world.with(generation, |c| match c.seen {
             Seen::Running | Seen::Paused => {
                 c.seen = Seen::Paused;
@@ -383,6 +396,13 @@ impl Runtime for Sim {
                 world.dialled.insert((generation.clone(), port));
             }
             let contained = world.containers.get(generation).ok_or(Error::NotFound)?;
+            if contained.fault == Some(Fault::Frozen) {
+                tokio::spawn(async move {
+                    let _held = far;
+                    std::future::pending::<()>().await;
+                });
+                return Ok(Stream::Memory(near));
+            }
             if contained.seen != Seen::Running || contained.fault == Some(Fault::NeverReady) {
                 return Err(Error::Unavailable("its agent is not connected".into()));
             }

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use choir_core::deployment::{Contents, Refill};
 use choir_core::sandbox::{Exit, STOP_GRACE};
-use choir_core::{Generation, SandboxId, WorkspaceId};
+use choir_core::{Door, Generation, SandboxId, WorkspaceId};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{Fleet, launch};
 use crate::deployments::DRAINED_WITHIN;
 use crate::fail;
 
+/// An agent that is not frozen has said something by then.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// Before what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -36,6 +39,8 @@ pub enum Outcome {
     Stopped(u64, Exit),
     Refilled(Refill, Result<(), String>),
     Paused(Result<(), String>),
+    /// It is frozen, and the container service does not know that: nothing will thaw it.
+    Frozen(String),
     Thawed(Result<(), String>),
     Removed(Result<(), String>),
     Limited(Result<(), String>),
@@ -65,9 +70,9 @@ pub async fn run(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, effec
             Outcome::Refilled(to, done)
         }
         Effect::Pause(number) => {
-            let paused = paced(runtime.pause(&generation(number)).await.map_err(text)).await;
+            let paused = pause(&fleet, &generation(number)).await;
             fail::point("pause.frozen").await.ok();
-            Outcome::Paused(paused)
+            paused
         }
         Effect::Thaw(number) => {
             let thawed = runtime.unpause(&generation(number)).await.map_err(text);
@@ -90,6 +95,39 @@ async fn paced(done: Result<(), String>) -> Result<(), String> {
         tokio::time::sleep(AGAIN).await;
     }
     done
+}
+
+/// Freezes it. What the service did not tell, because it was killed over it, is found out from the agent.
+async fn pause(fleet: &Fleet, generation: &Generation) -> Outcome {
+    let runtime = &fleet.services.runtime;
+    let Err(error) = runtime.pause(generation).await else {
+        return Outcome::Paused(Ok(()));
+    };
+    tokio::time::sleep(AGAIN).await;
+    if answers(fleet, generation).await {
+        return Outcome::Paused(Err(error.to_string()));
+    }
+    loop {
+        match runtime.inspect(generation).await {
+            Ok(choir_runtime::Seen::Paused) => return Outcome::Paused(Ok(())),
+            Ok(choir_runtime::Seen::Running) => return Outcome::Frozen(error.to_string()),
+            // Its end is told of.
+            Ok(_) => return Outcome::Paused(Err(error.to_string())),
+            Err(_) => tokio::time::sleep(AGAIN).await,
+        }
+    }
+}
+
+/// Whether its agent says anything at all.
+async fn answers(fleet: &Fleet, generation: &Generation) -> bool {
+    let asked = async {
+        let mut stream = fleet.services.runtime.open(generation, Door::Agent).await.ok()?;
+        let question = b"GET /health HTTP/1.1\r\nHost: sandbox\r\nConnection: close\r\n\r\n";
+        stream.write_all(question).await.ok()?;
+        stream.read_u8().await.ok()
+    };
+    let answered = tokio::time::timeout(ANSWERED_WITHIN, asked).await;
+    answered.is_ok_and(|byte| byte.is_some())
 }
 
 async fn create(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Result<(), String> {

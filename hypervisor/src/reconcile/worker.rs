@@ -401,6 +401,10 @@ impl Worker {
                 tracing::warn!(sandbox.id = %self.id, reason, "a sandbox could not be paused");
                 self.happened(Event::Thawed).await;
             }
+            Outcome::Frozen(reason) => {
+                tracing::warn!(sandbox.id = %self.id, reason, "a sandbox is frozen for good; it is replaced");
+                self.happened(Event::StopAsked).await;
+            }
             Outcome::Thawed(Ok(())) => self.thawed().await,
             Outcome::Thawed(Err(reason)) => {
                 tracing::warn!(sandbox.id = %self.id, reason, "a sandbox could not be thawed; it is replaced");

@@ -506,3 +506,19 @@ async fn a_sandbox_whose_volume_could_not_be_made_is_made_and_started_when_that_
     assert_eq!(change(&mut ada, Slot::Live, "start").await["state"], "ready");
     assert!(start.volumes.read(live.as_str()).is_ok());
 }
+
+#[tokio::test]
+async fn a_sandbox_that_was_frozen_unknown_to_the_service_is_replaced_and_does_not_hang() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    start.world.freeze_untold(&live);
+    ada.post("/api/workspaces/main/slots/live/pause", json!({}))
+        .await
+        .expect(StatusCode::ACCEPTED);
+    let handle = start.app.fleet.handle(&live).unwrap();
+    let again = |s: &choir_hypervisor::reconcile::Status| matches!(s.observed, Observed::Ready { generation: 2, .. });
+    let status = handle.settle(SOON, again).await;
+    assert!(again(&status), "{status:?}");
+}
