@@ -178,6 +178,15 @@ for n in range({files}):
         for name in &names {
             self.client.create_workspace(name).await?;
         }
+        // Until its volume is made, none can stand in line.
+        for name in &names {
+            until("the volumes to be made", async || {
+                let slots = self.client.workspace(name).await?.slots;
+                let made = Slot::ALL.map(|slot| slots.get(slot).state == "stopped");
+                Ok((made == [true; 2]).then_some(()))
+            })
+            .await?;
+        }
         let dev = SlotVerb::Stop;
         self.client.ask_slot(&workspace(), Slot::Dev, dev, PATIENCE).await?;
         let idle = self.idle().await?;
@@ -207,10 +216,8 @@ for n in range({files}):
             late.unwrap_or_default()
         );
         // Places are given in order. While one starts slowly, as many as run at once may pass it, and those after them.
-        ensure!(
-            late <= Some(2 * RUNNING),
-            "{late:?} came before one that was asked earlier"
-        );
+        let most = rounds(slots.len() - 2, 2 * RUNNING);
+        ensure!(late <= Some(most), "{late:?} came before one that was asked earlier");
         Self::holds("while many start", &idle, &busy)?;
         for name in &names {
             self.client.delete_workspace(name, PATIENCE).await?;

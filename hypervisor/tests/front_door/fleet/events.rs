@@ -31,6 +31,7 @@ impl Stream {
     async fn open(browser: &Browser, after: Option<&str>) -> Self {
         let mut request = Request::get("/api/events")
             .header("host", "localhost:9090")
+            .header("accept", "text/event-stream")
             .header("cookie", control_cookie(browser));
         if let Some(id) = after {
             request = request.header("last-event-id", id);
@@ -140,4 +141,13 @@ async fn who_comes_back_is_told_what_was_missed_and_after_a_restart_that_it_was(
     let mut after = Stream::open(&ada, Some(&told.id)).await;
     assert_eq!(after.next().await.name, "begin");
     assert_eq!(after.next().await.name, "missed");
+}
+
+#[tokio::test]
+async fn who_opens_the_address_gets_no_page_that_loads_for_ever() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    ada.get("/api/events")
+        .await
+        .refused(StatusCode::NOT_ACCEPTABLE, "not_acceptable");
 }

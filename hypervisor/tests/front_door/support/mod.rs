@@ -293,14 +293,8 @@ pub async fn send(router: &Router, peer: IpAddr, mut request: Request<Body>) -> 
         addr: peer,
         https: false,
     });
-    // A stream that has no end.
-    let endless = request.uri().path() == "/api/events";
     let (head, body) = router.clone().oneshot(request).await.unwrap().into_parts();
-    let body = if endless && head.status == StatusCode::OK {
-        Default::default()
-    } else {
-        body.collect().await.unwrap().to_bytes()
-    };
+    let body = body.collect().await.unwrap().to_bytes();
     Answer {
         status: head.status,
         headers: head.headers,
