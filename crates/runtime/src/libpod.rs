@@ -238,8 +238,14 @@ impl Libpod {
     }
 
     pub async fn inspect(&self, name: &str) -> Result<Inspect> {
-        self.json(Method::GET, &format!("/containers/{name}/json"), None::<&()>)
-            .await
+        let path = format!("/containers/{name}/json");
+        match self.json(Method::GET, &path, None::<&()>).await {
+            // It ended while Podman looked into /proc; now that is known.
+            Err(Error::Refused(why)) if why.contains("no such process") => {
+                self.json(Method::GET, &path, None::<&()>).await
+            }
+            inspected => inspected,
+        }
     }
 
     /// All that Podman tells of a container, as it tells it.
