@@ -16,6 +16,8 @@ use crate::reconcile::Handle;
 
 /// How long a rollback of its own is waited for.
 const ENDED_WITHIN: Duration = Duration::from_secs(300);
+/// Rollbacks that are tried: what does not come back now needs a person.
+const TRIES: usize = 5;
 /// Later deployments that are looked at.
 const SEEN: u32 = 20;
 /// Between two looks.
@@ -67,7 +69,11 @@ impl App {
             return;
         };
         let by = tokio::time::Instant::now() + Duration::from_secs(guard.watch_s).saturating_sub(ago);
-        while let Ok(Ok(Some(reason))) = tokio::time::timeout_at(by, self.does_worse(done, live, before)).await {
+        for _ in 0..TRIES {
+            let worse = tokio::time::timeout_at(by, self.does_worse(done, live, before));
+            let Ok(Ok(Some(reason))) = worse.await else {
+                return;
+            };
             match self.take_back(&done.workspace, &done.id, reason).await {
                 // Whatever came of it is another deployment, which ends the watch unless nothing changed.
                 Ok(begun) => drop(self.await_deployment(&done.workspace, &begun.id, ENDED_WITHIN).await),
@@ -75,6 +81,7 @@ impl App {
             }
             tokio::time::sleep(AGAIN).await;
         }
+        tracing::error!(deployment = %done.id, "the guard gives up; roll back by hand");
     }
 
     /// Waits until live does worse than the guard allows; `None` once there is nothing to judge: something else was done
