@@ -8,12 +8,13 @@ use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use choir_api::client::Client;
+use choir_api::events::{RELEASE, ReleaseChanged};
 use choir_api::sandbox::{Command as Shell, ExecRequest};
 use choir_core::settings::{Access, PerSlot};
 use choir_core::{Slot, WorkspaceSettings};
 use choir_e2e::instance::Instance;
 use choir_e2e::person::{self, USER, WORKSPACE, run, workspace};
-use choir_e2e::waiting::{step, until};
+use choir_e2e::waiting::{PATIENCE, step, until};
 use choir_e2e::{http, skip};
 use serde_json::Value;
 
@@ -302,8 +303,21 @@ impl Scene {
     }
 
     async fn of_a_sandbox(&self) -> Result<()> {
+        let mut events = self.client.events(None).await?;
         let made = self.done(&["releases", "make", "--from", "dev", "--name", "of-dev"])?;
         let id = made["id"].as_str().context("no id")?;
+        let told = async {
+            while let Some(event) = events.next().await? {
+                if event.name == RELEASE {
+                    return Ok(serde_json::from_str::<ReleaseChanged>(&event.data)?);
+                }
+            }
+            bail!("the stream of events ended")
+        };
+        let told = tokio::time::timeout(PATIENCE, told)
+            .await
+            .context("nothing was told")??;
+        ensure!(told.id.as_str() == id && told.state == "candidate", "{told:?}");
         let listed = self.done(&["releases"])?;
         let found = listed["items"]
             .as_array()
