@@ -325,7 +325,7 @@ async fn a_trail_that_was_changed_or_cut_offline_is_found_by_the_program() {
             "{said}"
         );
     }
-    tamper("UPDATE audit SET actor = 'root' WHERE id = 3");
+    tamper("UPDATE audit SET actor = 'somebody else' WHERE id = 3");
     let (whole, said) = place.verify(None);
     assert!(
         !whole && said.contains("audit row 3 is not as it was written; 2:"),
