@@ -82,6 +82,8 @@ pub struct Sandboxes {
     pub idle_stop_s: u64,
     /// How many sandboxes may run at once.
     pub max_running: usize,
+    /// Bytes of the box's memory that are to stay available: below, dev slots are paused, then stopped. 0 for none.
+    pub memory_reserve: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -193,6 +195,7 @@ impl Default for Sandboxes {
             idle_pause_s: 900,
             idle_stop_s: 1800,
             max_running: 16,
+            memory_reserve: 512 << 20,
         }
     }
 }

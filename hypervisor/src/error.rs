@@ -149,6 +149,9 @@ impl From<AskError> for ApiError {
         match error {
             AskError::Store(error) => error.into(),
             AskError::Busy => Self::unavailable("busy", sentence(&error.to_string())).retry_after(10),
+            AskError::ShortOfMemory => {
+                Self::unavailable("short_of_memory", sentence(&error.to_string())).retry_after(10)
+            }
         }
     }
 }
@@ -163,6 +166,7 @@ impl From<WakeError> for ApiError {
             WakeError::TooLong => Self::unavailable("starting", message).retry_after(2),
             WakeError::InLine(_) => Self::unavailable("in_line", message).retry_after(10),
             WakeError::Busy => Self::unavailable("busy", message).retry_after(10),
+            WakeError::ShortOfMemory => Self::unavailable("short_of_memory", message).retry_after(10),
         }
     }
 }

@@ -126,6 +126,11 @@ impl App {
             &one(u8::from(self.store.audit_is_failing()).to_string()),
         );
         gauge(
+            "choir_short_of_memory",
+            "1 while the box is short of memory, so that dev slots wait.",
+            &one(u8::from(self.fleet.admission.is_short_of_memory()).to_string()),
+        );
+        gauge(
             "choir_resident_bytes",
             "Resident memory of the hypervisor.",
             &one(resident_bytes().to_string()),

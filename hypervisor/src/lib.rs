@@ -22,6 +22,7 @@ pub mod health;
 pub mod keys;
 pub mod pages;
 pub mod places;
+pub mod pressure;
 pub mod prove;
 pub mod providers;
 pub mod random;

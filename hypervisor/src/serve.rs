@@ -219,6 +219,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         keep_days,
         stop.clone(),
     ));
+    tokio::spawn(app.clone().mind_memory(stop.clone()));
     let serving = tokio::spawn(server.serve(listeners, stop.clone()));
     tokio::spawn(settle(app.clone(), stop.clone()));
     wait_for_signal().await?;

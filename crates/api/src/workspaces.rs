@@ -112,6 +112,17 @@ impl SlotView {
         }
     }
 
+    /// The box is short of memory, so it stays asleep for now.
+    pub fn lacks_memory(&mut self) {
+        let waits = self.state == "stopped" && self.desired == Desired::Running;
+        if waits {
+            "queued".clone_into(&mut self.state);
+        }
+        if waits || self.state == "paused" {
+            self.reason = Some("the box is short of memory; it runs again when there is enough".to_owned());
+        }
+    }
+
     /// It waits until fewer than `most` run, with so many in line before it.
     pub fn queue(&mut self, most: usize, before: usize) {
         "queued".clone_into(&mut self.state);

@@ -9,6 +9,7 @@ pub mod host;
 pub mod ids;
 pub mod limits;
 pub mod logins;
+pub mod memory;
 pub mod name;
 pub mod sandbox;
 mod schedule;

@@ -45,6 +45,8 @@ struct Inner {
     ports: Vec<u16>,
     /// Ports that were dialled, whether or not something listened there.
     dialled: HashSet<(Generation, u16)>,
+    /// Bytes of memory that sandboxes hold, where it is not what all hold.
+    held: HashMap<SandboxId, u64>,
     /// Sandboxes whose next pause is not told.
     forgetful: HashSet<SandboxId>,
     /// What is to be seen in sandboxes beside what the simulation puts there.
@@ -78,6 +80,11 @@ impl World {
     /// How many containers were started so far.
     pub fn starts(&self) -> u64 {
         self.lock().starts
+    }
+
+    /// How much memory a sandbox holds from now on.
+    pub fn holds(&self, sandbox: &SandboxId, bytes: u64) {
+        self.lock().held.insert(sandbox.clone(), bytes);
     }
 
     /// Has the next pause of this sandbox take effect without being told, as where the service is killed over it.
@@ -369,9 +376,10 @@ impl Runtime for Sim {
     }
 
     async fn stats(&self, generation: &Generation) -> Result<Stats> {
+        let held = self.world.lock().held.get(&generation.sandbox).copied();
         self.world.with(generation, |c| Stats {
             cpu_ns: 1_000_000,
-            memory: 1 << 20,
+            memory: held.unwrap_or(1 << 20),
             memory_limit: c.limits.memory,
             pids: 1,
         })

@@ -44,6 +44,12 @@ impl App {
                     .to_owned(),
             );
         }
+        if self.fleet.admission.is_short_of_memory() {
+            findings.push(
+                "the box is short of memory: dev slots wait; stop what is not needed, lower limits, or add memory"
+                    .to_owned(),
+            );
+        }
         findings.extend(self.providers.degraded().await.into_iter().map(|(_, finding)| finding));
         let mut sandboxes: BTreeMap<String, usize> = BTreeMap::new();
         for handle in self.fleet.handles() {

@@ -75,7 +75,12 @@ impl App {
         let ready = |slot: Slot| async move {
             let handle = self.fleet.handle(&view.slot(slot).id).ok_or("the sandbox is gone")?;
             let why = |e| format!("{slot} is not healthy: {e}");
-            let generation = handle.wake(HEALTHY_WITHIN).await.map_err(why)?;
+            // Going back must not wait for memory that what it takes out of live may be holding.
+            let woken = match kind {
+                Kind::Rollback => handle.wake_anyhow(HEALTHY_WITHIN).await,
+                _ => handle.wake(HEALTHY_WITHIN).await,
+            };
+            let generation = woken.map_err(why)?;
             match slot {
                 Slot::Dev => self.app_is_well(view, slot, &generation).await,
                 Slot::Live => Ok(()),

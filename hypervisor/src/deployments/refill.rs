@@ -145,7 +145,7 @@ async fn ready(handle: &Handle, within: Duration) -> Result<choir_core::Generati
     loop {
         match handle.wake(AGAIN.min(left)).await {
             Err(WakeError::InLine(_)) => {}
-            Err(WakeError::Busy) => tokio::time::sleep(AGAIN).await,
+            Err(WakeError::Busy | WakeError::ShortOfMemory) => tokio::time::sleep(AGAIN).await,
             Err(WakeError::TooLong) if left > AGAIN => left -= AGAIN,
             woken => return woken.map_err(text),
         }

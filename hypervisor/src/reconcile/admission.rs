@@ -1,7 +1,8 @@
-//! Who may run: at most so many sandboxes at once, the others in line, and a bound on the line. It must not know what
-//! a sandbox is beyond its id, or how one is started.
+//! Who may run: at most so many sandboxes at once, the others in line, and a bound on the line; and whether the box has
+//! memory for more. It must not know what a sandbox is beyond its id, or how one is started.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use choir_core::SandboxId;
@@ -14,6 +15,7 @@ pub const LONGEST_LINE: usize = 128;
 pub struct Admission {
     most: usize,
     now: Mutex<Now>,
+    short_of_memory: AtomicBool,
 }
 
 #[derive(Default)]
@@ -42,6 +44,7 @@ impl Admission {
         Arc::new(Self {
             most,
             now: Mutex::default(),
+            short_of_memory: AtomicBool::new(false),
         })
     }
 
@@ -76,6 +79,15 @@ impl Admission {
     /// Whether the line is as long as it may get.
     pub fn is_full(&self) -> bool {
         self.now().line.len() >= LONGEST_LINE
+    }
+
+    /// Whether what nobody uses daily is to wait until there is memory again.
+    pub fn is_short_of_memory(&self) -> bool {
+        self.short_of_memory.load(Ordering::Relaxed)
+    }
+
+    pub fn short_of_memory(&self, short: bool) {
+        self.short_of_memory.store(short, Ordering::Relaxed);
     }
 
     fn place(self: &Arc<Self>) -> Place {

@@ -83,6 +83,8 @@ pub enum AskError {
     Store(#[from] choir_store::Error),
     #[error("too many sandboxes wait for a place to run in; try again shortly, or stop one that is not needed")]
     Busy,
+    #[error("the box is short of memory, so dev waits; try again shortly, or stop what is not needed")]
+    ShortOfMemory,
 }
 
 /// Why a sandbox that was asked for is not there.
@@ -96,6 +98,8 @@ pub enum WakeError {
     InLine(usize),
     #[error("{}", AskError::Busy)]
     Busy,
+    #[error("{}", AskError::ShortOfMemory)]
+    ShortOfMemory,
     #[error("the sandbox is being deleted")]
     Deleted,
 }
@@ -141,6 +145,19 @@ impl Handle {
         let _ = self.inbox.send(Ask::Delete).await;
     }
 
+    /// Has it give its memory back: a ready one is frozen, a frozen one stopped.
+    pub(crate) async fn shed(&self) {
+        let _ = self.inbox.send(Ask::Shed).await;
+    }
+
+    /// Has it run on, if it is frozen.
+    pub(crate) async fn resume(&self) {
+        let paused = matches!(self.status.borrow().observed, Observed::Paused { .. });
+        if paused {
+            let _ = self.inbox.send(Ask::Wake).await;
+        }
+    }
+
     /// Freezes it, if it is ready.
     pub async fn pause(&self) {
         let _ = self.inbox.send(Ask::Pause).await;
@@ -157,6 +174,16 @@ impl Handle {
     /// The policy of the slot it is in.
     pub fn awake(&self) -> Awake {
         self.policy.load().awake.clone()
+    }
+
+    /// The slot it is in.
+    pub(crate) fn slot(&self) -> Slot {
+        self.policy.load().slot
+    }
+
+    /// Whether it waits for the box to have memory again before it may run.
+    pub(crate) fn held_back(&self) -> bool {
+        self.slot() == Slot::Dev && self.admission.is_short_of_memory()
     }
 
     async fn ask(&self, make: impl FnOnce(oneshot::Sender<Result<(), AskError>>) -> Ask) -> Result<(), AskError> {
@@ -202,6 +229,15 @@ impl Handle {
 
     /// Wakes it if need be and waits until it is ready. Many callers cause one start.
     pub async fn wake(&self, within: Duration) -> Result<Generation, WakeError> {
+        match self.ready() {
+            Some(generation) => Ok(generation),
+            None if self.held_back() => Err(WakeError::ShortOfMemory),
+            None => self.wake_anyhow(within).await,
+        }
+    }
+
+    /// Wakes what is about to become live, also where the box is short of memory for others.
+    pub(crate) async fn wake_anyhow(&self, within: Duration) -> Result<Generation, WakeError> {
         if let Some(generation) = self.ready() {
             return Ok(generation);
         }
@@ -403,6 +439,7 @@ impl Fleet {
             Slot::Dev
         };
         Policy {
+            slot,
             awake: settings
                 .awake
                 .as_ref()

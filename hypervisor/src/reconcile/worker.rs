@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use choir_api::events::{SANDBOX, SandboxChanged};
 use choir_core::deployment::Refill;
 use choir_core::sandbox::{Action, Desired, Event, Exit, Observed, apply, next_action};
-use choir_core::{Awake, Generation, SandboxId, WorkspaceId};
+use choir_core::{Awake, Generation, SandboxId, Slot, WorkspaceId};
 use choir_proxy::Activity;
 use choir_store::{AuditEvent, SandboxChange};
 use jiff::Timestamp;
@@ -20,10 +19,12 @@ use super::{AskError, Fleet, Status};
 use crate::fail;
 
 mod asleep;
+mod tell;
 
 /// How long a sandbox may be left alone, by the policy of the slot it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
+    pub slot: Slot,
     pub awake: Awake,
     pub idle_pause: Duration,
     pub idle_stop: Duration,
@@ -41,6 +42,8 @@ pub enum Ask {
     Refill(Refill, oneshot::Sender<()>),
     /// Freeze it now.
     Pause,
+    /// The box is short of memory: freeze what is ready, stop what is frozen.
+    Shed,
     /// Others wait for a place: stop, if it is paused and may be.
     GiveWay,
     /// The policy changed: what idleness asks for is looked at anew.
@@ -154,7 +157,8 @@ impl Worker {
                 let _ = heard.send(());
             }
             Ask::Pause => self.pause().await,
-            Ask::GiveWay => self.give_way().await,
+            Ask::Shed => self.shed().await,
+            Ask::GiveWay => self.give_way("sandbox.give_way").await,
             // Another schedule begins with the minute that it is set in.
             Ask::Policy => self.heeded = asleep::before_this_minute(self.fleet.now()),
             Ask::Limits => self.limits_stale = true,
@@ -209,6 +213,10 @@ impl Worker {
         let anew = desired == Desired::Running && self.desired == Desired::Stopped;
         if anew && !always && self.fleet.admission.is_full() {
             return Err(AskError::Busy);
+        }
+        let asleep = matches!(self.observed, Observed::Paused { .. }) || self.observed.generation().is_none();
+        if desired == Desired::Running && asleep && self.held_back() {
+            return Err(AskError::ShortOfMemory);
         }
         self.fleet.services.store.set_desired(&self.id, desired, audit).await?;
         fail::point("desire.recorded").await.ok();
@@ -392,9 +400,9 @@ impl Worker {
             }
             Outcome::Limited(Ok(())) => {}
             // A request came just before it was frozen.
-            Outcome::Paused(Ok(())) if self.is_asked() => self.thaw(),
+            Outcome::Paused(Ok(())) if self.is_asked() && !self.held_back() => self.thaw(),
             Outcome::Paused(Ok(())) if self.fleet.admission.is_waited_for() && !self.thaw_asked => {
-                self.give_way().await
+                self.give_way("sandbox.give_way").await
             }
             Outcome::Paused(Ok(())) => {}
             Outcome::Paused(Err(reason)) => {
@@ -474,6 +482,8 @@ impl Worker {
         match next_action(self.desired, &self.observed, self.started, now) {
             None | Some(Action::Wait(_)) => {}
             Some(Action::Create) => self.begin(Effect::Create),
+            // Looked at again every second. Whoever is in line behind it is let by.
+            Some(Action::Start) if self.held_back() => (self.place, self.turn) = (None, None),
             Some(Action::Start) if self.place.is_some() => self.start().await,
             Some(Action::Start) => self.stand_in_line().await,
             Some(Action::Stop) => {
@@ -551,48 +561,10 @@ impl Worker {
         }
     }
 
-    fn publish(&self) {
-        let status = Status {
-            desired: self.desired,
-            observed: self.observed.clone(),
-            oom_kills: self.oom_kills.unwrap_or(0),
-            refilling: self.refill.is_some(),
-        };
-        let before = self.status.send_replace(status);
-        let told = |observed: &Observed| SandboxChanged {
-            workspace: self.workspace.clone(),
-            sandbox: self.id.clone(),
-            state: observed.name().to_owned(),
-            generation: observed.generation(),
-            reason: observed.reason(),
-        };
-        let now = told(&self.observed);
-        if let Some(owner) = self.fleet.owner_of(&self.id).filter(|_| told(&before.observed) != now) {
-            self.fleet.services.events.tell(&owner, SANDBOX, &now);
-        }
-    }
-
     fn generation_of(&self, number: u64) -> Generation {
         Generation {
             sandbox: self.id.clone(),
             number,
-        }
-    }
-
-    fn event(&self, action: &'static str, outcome: &'static str) -> AuditEvent {
-        AuditEvent {
-            at: self.fleet.now(),
-            actor: "system".into(),
-            user: self.fleet.owner_of(&self.id),
-            action,
-            subject: self.id.to_string(),
-            outcome,
-        }
-    }
-
-    async fn audit(&self, action: &'static str, outcome: &'static str) {
-        if let Err(error) = self.fleet.services.store.audit(self.event(action, outcome)).await {
-            tracing::error!(sandbox.id = %self.id, %error, action, "an event could not be recorded");
         }
     }
 }

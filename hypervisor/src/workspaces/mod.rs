@@ -191,6 +191,9 @@ impl App {
                 shown.desired = status.desired;
                 shown.observe(&status.observed);
                 shown.lacked_memory(status.oom_kills);
+                if handle.held_back() {
+                    shown.lacks_memory();
+                }
                 if let Some(before) = handle.in_line() {
                     shown.queue(self.config.sandboxes.max_running, before);
                 }

@@ -3,16 +3,18 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
-use choir_api::client::Client;
+use anyhow::{Context as _, Result, bail, ensure};
+use choir_api::audit::AuditQuery;
+use choir_api::client::{Client, ClientError, SlotVerb};
 use choir_api::sandbox::{Command, CreateTask, TaskState};
 use choir_api::workspaces::SlotView;
 use choir_core::limits::LimitsPatch;
+use choir_core::memory::Memory;
 use choir_core::{Slot, WorkspaceSettings};
 use choir_e2e::instance::Instance;
 use choir_e2e::load::Tally;
 use choir_e2e::person::{self, exec, run, workspace};
-use choir_e2e::waiting::{rounds, step, until};
+use choir_e2e::waiting::{PATIENCE, rounds, step, until};
 use choir_e2e::{http, processes, skip};
 use tokio::time::{Instant, interval};
 
@@ -30,6 +32,9 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 /// Starts what it waits for again and again, and writes down both process ids. No signal but KILL ends it or that.
 const STUBBORN: &str =
     r#"trap "" TERM INT HUP; while :; do sleep 1000 & echo "$$ $!" > "$0.new"; mv "$0.new" "$0"; wait "$!"; done"#;
+
+/// Bytes that one program takes, less than a sandbox may.
+const HOG: u64 = 1400 << 20;
 
 struct Scene {
     instance: Instance,
@@ -59,7 +64,8 @@ async fn sandboxes_that_take_all_they_may_or_refuse_to_end_hold_nobody_up() -> R
         "nothing ends by itself",
         what_ignores_signals_ends_with_its_sandbox(&scene),
     )
-    .await
+    .await?;
+    step("no memory is left", dev_gives_way_when_memory_runs_short(&scene)).await
 }
 
 impl Scene {
@@ -111,6 +117,30 @@ impl Scene {
     async fn used(&self, slot: Slot) -> Result<Duration> {
         let stats = self.client.stats(&workspace(), slot).await?;
         Ok(Duration::from_nanos(stats.cpu_ns))
+    }
+
+    /// Has the hypervisor keep so many bytes of the box's memory for itself and live.
+    async fn reserve(&self, bytes: u64) -> Result<()> {
+        let before = self.instance.hypervisor_pid()?;
+        let bytes = toml::Value::Integer(i64::try_from(bytes)?);
+        self.instance.reconfigure(|config| {
+            let sandboxes = config.entry("sandboxes").or_insert(toml::Table::new().into());
+            if let Some(table) = sandboxes.as_table_mut() {
+                table.insert("memory_reserve".to_owned(), bytes);
+            }
+        })?;
+        until("another hypervisor that is ready", async || {
+            let other = self.instance.hypervisor_pid()? != before;
+            Ok((other && self.client.readiness().await?.ready).then_some(()))
+        })
+        .await
+    }
+
+    async fn becomes(&self, slot: Slot, state: &str) -> Result<()> {
+        until(&format!("{slot} to be {state}"), async || {
+            Ok((self.slot(slot).await?.state == state).then_some(()))
+        })
+        .await
     }
 
     /// How long it takes to get `WORK` of the processors.
@@ -251,6 +281,59 @@ async fn what_ignores_signals_ends_with_its_sandbox(scene: &Scene) -> Result<()>
     person::start(client, Slot::Dev).await?;
     let kept = run(client, Slot::Dev, "cat ~/ids/frozen").await?;
     ensure!(kept.trim() == ids[4], "its files are others: {kept}");
+    Ok(())
+}
+
+/// What dev takes beyond what is to stay free is taken from dev; live is asked all the while and answers.
+async fn dev_gives_way_when_memory_runs_short(scene: &Scene) -> Result<()> {
+    let client = &scene.client;
+    let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+    let available = Memory::parse(&meminfo, None).context("no MemAvailable")?.available;
+    scene.reserve(available.saturating_sub(HOG / 2)).await?;
+    for slot in Slot::ALL {
+        person::start(client, slot).await?;
+    }
+    let generation = scene.slot(Slot::Live).await?.generation;
+    let story = async {
+        let line = format!("exec python3 -c 'import time; a = bytearray(b\"x\") * {HOG}; time.sleep(1000)'");
+        scene.task(Slot::Dev, line).await?;
+        let begun = Instant::now();
+        scene.becomes(Slot::Dev, "stopped").await?;
+        eprintln!("dev was stopped {:.1?} after it began to take memory", begun.elapsed());
+        match exec(client, Slot::Dev, "true").await {
+            Err(error) => match error.downcast_ref::<ClientError>() {
+                Some(ClientError::Refused { status: 503, detail }) if detail.code == "short_of_memory" => {}
+                _ => return Err(error),
+            },
+            Ok(done) => bail!("dev runs: {done:?}"),
+        }
+        until("memory to be enough again", async || {
+            match client
+                .ask_slot(&workspace(), Slot::Dev, SlotVerb::Start, PATIENCE)
+                .await
+            {
+                Ok(view) => Ok((view.state == "ready").then_some(())),
+                Err(ClientError::Refused { status: 503, .. }) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await?;
+        Ok(())
+    };
+    let live = "/api/workspaces/main/slots/live/sandbox/health";
+    let (asked, ()) = tokio::try_join!(scene.asked(live, "\"status\":\"ok\"", Duration::from_secs(15)), story)?;
+    eprintln!("live, meanwhile: {asked}");
+    ensure!(
+        scene.slot(Slot::Live).await?.generation == generation,
+        "live was not left alone"
+    );
+    let shed = client
+        .audit(&AuditQuery {
+            action: Some("sandbox.shed".to_owned()),
+            ..AuditQuery::default()
+        })
+        .await?;
+    ensure!(shed.items.len() == 2, "{shed:?}");
     Ok(())
 }
 

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use choir_core::Awake;
 use choir_core::awake::{Idle, idle};
 use choir_core::sandbox::{Action, Desired, Event, Observed, next_action};
+use choir_core::{Awake, Slot};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -102,12 +102,36 @@ impl Worker {
         }
     }
 
-    pub(super) async fn give_way(&mut self) {
+    /// Whether it waits for the box to have memory again.
+    pub(super) fn held_back(&self) -> bool {
+        self.policy.load().slot == Slot::Dev && self.fleet.admission.is_short_of_memory()
+    }
+
+    /// Gives memory back, step by step. What is to be awake always runs again as soon as there is enough.
+    pub(super) async fn shed(&mut self) {
+        if self.effect {
+            return;
+        }
+        match &self.observed {
+            Observed::Ready { .. } => {
+                self.audit("sandbox.shed", "paused").await;
+                self.pause().await;
+            }
+            Observed::Paused { .. } if self.policy.load().awake == Awake::Always => {
+                self.audit("sandbox.shed", "stopped").await;
+                self.happened(Event::StopAsked).await;
+            }
+            Observed::Paused { .. } => self.give_way("sandbox.shed").await,
+            _ => {}
+        }
+    }
+
+    pub(super) async fn give_way(&mut self, why: &'static str) {
         if self.effect || !matches!(self.observed, Observed::Paused { .. }) || self.policy.load().awake == Awake::Always
         {
             return;
         }
-        let audit = self.event("sandbox.give_way", "ok");
+        let audit = self.event(why, "stopped");
         if let Err(error) = self.desire(Desired::Stopped, Some(audit)).await {
             tracing::error!(sandbox.id = %self.id, %error, "a sandbox that should give way could not be stopped");
         }

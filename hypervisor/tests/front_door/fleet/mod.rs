@@ -11,6 +11,7 @@ mod events;
 mod guard;
 mod lifecycle;
 mod ports;
+mod pressure;
 mod prove;
 mod raw;
 mod releases;
