@@ -80,6 +80,8 @@ pub struct Sandboxes {
     pub awake: Awake,
     pub idle_pause_s: u64,
     pub idle_stop_s: u64,
+    /// Seconds from one snapshot of a slot that runs to the next; 0 takes none.
+    pub snapshot_every_s: u64,
     /// How many sandboxes may run at once.
     pub max_running: usize,
     /// Bytes of the box's memory that are to stay available: below, dev slots are paused, then stopped. 0 for none.
@@ -194,6 +196,7 @@ impl Default for Sandboxes {
             awake: Awake::OnDemand,
             idle_pause_s: 900,
             idle_stop_s: 1800,
+            snapshot_every_s: 3600,
             max_running: 16,
             memory_reserve: 512 << 20,
         }
@@ -410,6 +413,10 @@ impl Config {
 
     pub fn idle_pause(&self) -> Duration {
         Duration::from_secs(self.sandboxes.idle_pause_s)
+    }
+
+    pub fn snapshot_every(&self) -> Duration {
+        Duration::from_secs(self.sandboxes.snapshot_every_s)
     }
 
     pub fn idle_stop(&self) -> Duration {

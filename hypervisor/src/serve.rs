@@ -220,6 +220,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         stop.clone(),
     ));
     tokio::spawn(app.clone().mind_memory(stop.clone()));
+    tokio::spawn(app.clone().keep_snapshots(stop.clone()));
     let serving = tokio::spawn(server.serve(listeners, stop.clone()));
     tokio::spawn(settle(app.clone(), stop.clone()));
     wait_for_signal().await?;

@@ -15,7 +15,7 @@ use crate::progress;
 /// List, take, restore and delete snapshots of the slots
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  choir snapshots\n  choir snapshots take live\n  choir snapshots restore dev p-…\nA snapshot is also taken before each swap, rollback, deploy, restore and fork. Those that a rollback may need stay; of the others one an hour for a day, and one a day for a week."
+    after_help = "Example:\n  choir snapshots\n  choir snapshots take live\n  choir snapshots restore dev p-…\nA snapshot is also taken before each swap, rollback, deploy, restore and fork, and once an hour of a slot that runs (`choir config set snapshot_every_s=0` for none). Those that a rollback may need stay; of the others one an hour for a day, and one a day for a week."
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -66,6 +66,14 @@ async fn all(client: &Client, workspace: &Name) -> Result<Page<Snapshot>, Failur
     Ok(page)
 }
 
+fn why(snapshot: &Snapshot) -> String {
+    match snapshot.taken_for {
+        Some(kind) => format!("for a {}", kind.as_str()),
+        None if snapshot.scheduled => "scheduled".to_owned(),
+        None => "asked for".to_owned(),
+    }
+}
+
 fn list(ctx: &Context, page: &Page<Snapshot>) -> String {
     let rows: Vec<Vec<String>> = page
         .items
@@ -76,8 +84,7 @@ fn list(ctx: &Context, page: &Page<Snapshot>) -> String {
                 s.slot.to_string(),
                 ago(Some(s.created_at), ctx.now),
                 bytes(s.bytes),
-                s.taken_for
-                    .map_or_else(|| "asked for".to_owned(), |kind| format!("for a {}", kind.as_str())),
+                why(s),
             ]
         })
         .collect();

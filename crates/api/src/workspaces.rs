@@ -204,11 +204,14 @@ pub struct Snapshot {
     pub slot: Slot,
     pub sandbox: SandboxId,
     pub release: ReleaseId,
-    /// What the slot held before this changed it, or before this was taken back; missing where somebody asked for it.
+    /// What the slot held before this changed it, or before this was taken back; missing where none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployment: Option<DeploymentId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken_for: Option<Kind>,
+    /// Whether the schedule took it; else, and where it is of no deployment, somebody asked for it.
+    #[serde(default)]
+    pub scheduled: bool,
     pub created_at: Timestamp,
     /// What it refers to, shared with others or not.
     pub bytes: u64,

@@ -87,6 +87,9 @@ pub struct WorkspaceSettings {
     /// Seconds of idleness before a slot is stopped; 0 never stops.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_stop_s: Option<u64>,
+    /// Seconds from one snapshot that is taken by itself to the next, of a slot that ran meanwhile; 0 takes none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_every_s: Option<u64>,
     /// Whether pages of the sandbox may register service workers, which outlive swaps and rollbacks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_workers: Option<bool>,
@@ -180,6 +183,9 @@ pub struct ReleaseConfig {
     pub limits: LimitsPatch,
 }
 
+/// Seconds from one scheduled snapshot to the next, at least.
+const OFTEN_S: u64 = 600;
+
 /// How long a guard may watch, in seconds.
 const MOST_WATCHED_S: u64 = 3600;
 
@@ -208,6 +214,7 @@ impl WorkspaceSettings {
             awake: patch.awake.or(self.awake),
             idle_pause_s: patch.idle_pause_s.or(self.idle_pause_s),
             idle_stop_s: patch.idle_stop_s.or(self.idle_stop_s),
+            snapshot_every_s: patch.snapshot_every_s.or(self.snapshot_every_s),
             service_workers: patch.service_workers.or(self.service_workers),
             forward_authorization: patch.forward_authorization.or(self.forward_authorization),
             intercept_tls: patch.intercept_tls.or(self.intercept_tls),
@@ -245,6 +252,11 @@ impl WorkspaceSettings {
                     "`timezone` {zone:?} is not an IANA time zone such as `Europe/Berlin`"
                 ))
             })?;
+        }
+        if self.snapshot_every_s.is_some_and(|every| (1..OFTEN_S).contains(&every)) {
+            return Err(SettingError(format!(
+                "`snapshot_every_s` is 0 for none, or at least {OFTEN_S}"
+            )));
         }
         if let Some(EgressPolicy::Allowlist(hosts)) = &self.egress
             && hosts.len() > egress::MOST_HOSTS
@@ -386,6 +398,7 @@ mod tests {
         for bad in [
             r#"{"app_port": 9091}"#,
             r#"{"app_port": 0}"#,
+            r#"{"snapshot_every_s": 59}"#,
             r#"{"timezone": "Mars/Base"}"#,
             r#"{"awake": {"live": {"cron": "8 o'clock", "tz": "UTC"}}}"#,
             r#"{"awake": {"live": {"cron": "0 8 * * *", "tz": "Mars/Base"}}}"#,

@@ -1,13 +1,32 @@
-//! Which snapshots are worth their room. It must not know how one is taken.
+//! When a snapshot is due by itself, and which are worth their room. It must not know how one is taken.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::Timestamp;
+
+use crate::sandbox::Observed;
 
 const HOUR_S: i64 = 3600;
 const DAY_S: i64 = 24 * HOUR_S;
 const HOURS: i64 = 24;
 const DAYS: i64 = 7;
+
+/// Whether what a sandbox holds should be kept now: the last copy is at least `every` old, and the sandbox has run since.
+/// One that was never kept is due as soon as it runs. A zero is never.
+pub fn due(observed: &Observed, last: Option<Timestamp>, every: Duration, now: Timestamp) -> bool {
+    let long_ago =
+        last.is_none_or(|at| now.duration_since(at) >= every.try_into().unwrap_or(jiff::SignedDuration::MAX));
+    let changed = match observed {
+        Observed::Ready { .. } | Observed::Unhealthy { .. } | Observed::Stopping { .. } => true,
+        Observed::Paused { since, .. } => last.is_none_or(|at| *since > at),
+        // Without an exit, and never kept, it has not run yet.
+        Observed::Stopped { since, exit } => last.map_or(exit.is_some(), |at| *since > at),
+        // Its volume may not be there, or is about to change.
+        _ => false,
+    };
+    !every.is_zero() && long_ago && changed
+}
 
 /// Of snapshots taken at these times, newest first, those that may go: what is left is the newest of each of the last 24
 /// hours and of each of the last 7 days.
@@ -47,6 +66,28 @@ mod tests {
         assert!((24 + 5..=25 + 8).contains(&kept.len()), "{kept:?}");
         assert_eq!(kept[0], 0, "the newest stays");
         assert!(kept.iter().all(|nth| nth * 600 < 7 * DAY_S), "{kept:?}");
+    }
+
+    #[test]
+    fn a_sandbox_is_kept_once_an_interval_and_only_if_it_ran_since() {
+        let every = Duration::from_secs(3600);
+        let ready = Observed::Ready {
+            generation: 1,
+            since: at(0),
+            attempt: 0,
+        };
+        let stopped = |second| Observed::Stopped {
+            exit: None,
+            since: at(second),
+        };
+        assert!(due(&ready, None, every, at(1)));
+        assert!(!due(&ready, Some(at(0)), every, at(3599)));
+        assert!(due(&ready, Some(at(0)), every, at(3600)));
+        assert!(!due(&ready, Some(at(0)), Duration::ZERO, at(100_000)));
+        assert!(due(&stopped(10), Some(at(5)), every, at(4000)));
+        assert!(!due(&stopped(10), Some(at(20)), every, at(40_000)));
+        assert!(!due(&stopped(10), None, every, at(40_000)));
+        assert!(!due(&Observed::Creating { since: at(0) }, None, every, at(40_000)));
     }
 
     proptest! {

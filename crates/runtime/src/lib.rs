@@ -181,12 +181,20 @@ pub struct Usage {
     pub enforced: bool,
 }
 
+/// The disk that all volumes share, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    pub total: u64,
+    pub free: u64,
+}
+
 /// The sandboxes' disks. Names are volume ids: a sandbox's, a release's or a snapshot's.
 #[async_trait]
 pub trait Volumes: Send + Sync {
     /// `btrfs`, `plain` or `sim`, for `doctor`.
     async fn backend(&self) -> Result<String>;
     async fn list(&self) -> Result<Vec<String>>;
+    async fn space(&self) -> Result<Space>;
     /// Makes a release's volume from an image archive; returns the SHA-256 of the archive as read, in hexadecimal.
     async fn import(&self, release: &str, archive: &std::path::Path) -> Result<String>;
     /// Makes a release's volume, of at most so many bytes, from an archive of an image; returns the image's digest.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use choir_core::{IdRange, SandboxId};
 
-use crate::{Error, Result, Usage, Volumes};
+use crate::{Error, Result, Space, Usage, Volumes};
 
 /// Clones are the same disk.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +18,8 @@ struct Disk {
     volumes: BTreeMap<String, Volume>,
     /// Copies from now on that fail.
     failing: u32,
+    /// Of 100 bytes, how many are taken.
+    full_percent: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -52,6 +54,11 @@ impl SimVolumes {
         self.disk().failing = failing;
     }
 
+    /// Lets the disk be this full from now on.
+    pub fn fill(&self, percent: u64) {
+        self.disk().full_percent = percent;
+    }
+
     fn copy(&self, source: &str, target: &str, change: impl FnOnce(&mut Volume)) -> Result<()> {
         let mut disk = self.disk();
         let mut copy = disk.volumes.get(source).cloned().ok_or(Error::NotFound)?;
@@ -77,6 +84,11 @@ impl Volumes for SimVolumes {
 
     async fn list(&self) -> Result<Vec<String>> {
         Ok(self.disk().volumes.keys().cloned().collect())
+    }
+
+    async fn space(&self) -> Result<Space> {
+        let free = 100 - self.disk().full_percent;
+        Ok(Space { total: 100, free })
     }
 
     async fn import(&self, release: &str, archive: &Path) -> Result<String> {

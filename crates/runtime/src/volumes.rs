@@ -17,7 +17,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interes
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
-use crate::{Error, Result, Usage, Volumes};
+use crate::{Error, Result, Space, Usage, Volumes};
 
 /// What only changes names and numbers.
 const QUICK: Duration = Duration::from_secs(60);
@@ -176,6 +176,8 @@ struct Hello {
 
 #[derive(Deserialize)]
 struct Pool {
+    total: u64,
+    free: u64,
     volumes: Vec<String>,
 }
 
@@ -194,6 +196,11 @@ impl Volumes for VolumesClient {
     async fn list(&self) -> Result<Vec<String>> {
         let pool: Pool = self.ask(json!({"verb": "usage"}), None, QUICK).await?;
         Ok(pool.volumes)
+    }
+
+    async fn space(&self) -> Result<Space> {
+        let Pool { total, free, .. } = self.ask(json!({"verb": "usage"}), None, QUICK).await?;
+        Ok(Space { total, free })
     }
 
     async fn import(&self, release: &str, archive: &Path) -> Result<String> {

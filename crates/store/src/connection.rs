@@ -24,6 +24,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0007_ssh_requests.sql"),
     include_str!("migrations/0008_undo.sql"),
     include_str!("migrations/0009_releases.sql"),
+    include_str!("migrations/0010_scheduled_snapshots.sql"),
 ];
 
 /// Jobs that one commit may carry, so that the first does not wait for an endless queue.

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use crate::audit::{AuditEvent, append};
 use crate::releases::must_be_usable;
 use crate::row::{maybe_json, maybe_time, millis, parsed, time, to_json};
-use crate::snapshots::{self, SnapshotState};
+use crate::snapshots::{self, SnapshotState, TakenFor};
 use crate::workspaces::{WorkspaceView, view};
 use crate::{Error, Result, Store};
 
@@ -165,7 +165,7 @@ impl Store {
                 &refill.keep,
                 sandbox,
                 deployment.slot,
-                Some(&deployment.id),
+                &TakenFor::Deployment(deployment.id.clone()),
                 audit.at,
             )?;
             fill(c, &sandbox.id, &refill, &release)?;
@@ -215,7 +215,14 @@ impl Store {
                 // The new contents were never there, or never whole.
                 Some(pending) => pending.keep.clone(),
                 None => {
-                    snapshots::begin(c, &keep, sandbox, deployment.slot, Some(&id), audit.at)?;
+                    snapshots::begin(
+                        c,
+                        &keep,
+                        sandbox,
+                        deployment.slot,
+                        &TakenFor::Deployment(id.clone()),
+                        audit.at,
+                    )?;
                     keep
                 }
             };

@@ -29,7 +29,7 @@ pub use grants::{Grant, GrantRequest, NewGrant, NewRequest, Standing, Wanted};
 pub use releases::{NewRelease, Release, ReleaseCopy, ReleaseState, ReleaseUse};
 pub use sandboxes::{Sandbox, SandboxChange};
 pub use secrets::{DataKey, KeyIdBytes, NewSecret, SealedKey, SealedSecret, Secret, SecretPlace};
-pub use snapshots::{Snapshot, SnapshotState};
+pub use snapshots::{Snapshot, SnapshotState, TakenFor};
 pub use usage::{Caps, Counted, KeyOwner, Spent, Tokens, UsePlace, UseRow};
 pub use workspaces::{NewWorkspace, Workspace, WorkspaceView};
 

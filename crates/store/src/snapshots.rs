@@ -1,5 +1,7 @@
 //! Snapshots: read-only copies of volumes, from before they are made until they are gone. It must not know a disk.
 
+use std::collections::HashMap;
+
 use choir_core::deployment::Contents;
 use choir_core::snapshot::thin;
 use choir_core::{DeploymentId, ReleaseId, SandboxId, Slot, SnapshotId, WorkspaceId};
@@ -23,10 +25,19 @@ pub struct Snapshot {
     /// The slot that the sandbox was in.
     pub slot: Slot,
     pub release: ReleaseId,
-    /// What it was taken for; `None` where a person asked for it.
-    pub deployment: Option<DeploymentId>,
+    pub taken_for: TakenFor,
     pub state: SnapshotState,
     pub created_at: Timestamp,
+}
+
+/// Why a snapshot is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TakenFor {
+    /// Somebody asked for it, and it stays until somebody deletes it.
+    Somebody,
+    Schedule,
+    /// It is what the slot held before this, or before this was taken back.
+    Deployment(DeploymentId),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,13 +71,14 @@ impl Store {
         id: &SnapshotId,
         workspace: &WorkspaceId,
         slot: Slot,
-        deployment: Option<DeploymentId>,
+        taken_for: TakenFor,
         audit: AuditEvent,
     ) -> Result<Snapshot> {
         let (id, workspace) = (id.clone(), workspace.clone());
         self.write(move |c| {
-            let asked_for = |s: &&Snapshot| s.deployment.is_none();
-            if deployment.is_none() && of(c, &workspace)?.iter().filter(asked_for).count() >= MOST_ASKED_FOR {
+            let asked_for = |s: &&Snapshot| s.taken_for == TakenFor::Somebody;
+            if taken_for == TakenFor::Somebody && of(c, &workspace)?.iter().filter(asked_for).count() >= MOST_ASKED_FOR
+            {
                 return Err(Error::Conflict(
                     "this workspace has 50 snapshots that were asked for, which is the most; delete one first",
                 ));
@@ -76,7 +88,7 @@ impl Store {
                 return Err(Error::NotFound);
             }
             still_holds(view.slot(slot), &view.slot(slot).release)?;
-            begin(c, &id, view.slot(slot), slot, deployment.as_ref(), audit.at)?;
+            begin(c, &id, view.slot(slot), slot, &taken_for, audit.at)?;
             append(c, &audit)?;
             get(c, &id)
         })
@@ -106,6 +118,33 @@ impl Store {
     pub async fn snapshots(&self, workspace: &WorkspaceId) -> Result<Vec<Snapshot>> {
         let workspace = workspace.clone();
         self.read(move |c| of(c, &workspace)).await
+    }
+
+    /// When each sandbox's volume was last copied, whatever for.
+    pub async fn last_snapshots(&self) -> Result<HashMap<SandboxId, Timestamp>> {
+        self.read(|c| {
+            let mut statement = c.prepare_cached(
+                "SELECT sandbox_id, max(created_at) AS created_at FROM snapshots WHERE state = 'ready' GROUP BY sandbox_id",
+            )?;
+            let mut rows = statement.query([])?;
+            let mut last = HashMap::new();
+            while let Some(row) = rows.next()? {
+                last.insert(parsed(row, "sandbox_id")?, time(row, "created_at")?);
+            }
+            Ok(last)
+        })
+        .await
+    }
+
+    /// The oldest snapshots that the schedule took, of all workspaces, at most so many.
+    pub async fn oldest_scheduled(&self, most: u32) -> Result<Vec<Snapshot>> {
+        self.read(move |c| {
+            let mut statement = c.prepare_cached(
+                "SELECT * FROM snapshots WHERE scheduled = 1 AND state = 'ready' ORDER BY created_at, rowid LIMIT ?1",
+            )?;
+            collect(statement.query([most])?)
+        })
+        .await
     }
 
     /// One snapshot of this workspace that is there.
@@ -143,7 +182,7 @@ impl Store {
         .await
     }
 
-    /// Marks what was taken for deployments and is not worth its room any more, and gives all that is marked.
+    /// Marks what nobody asked for and is not worth its room any more, and gives all that is marked.
     pub async fn thin_snapshots(&self, workspace: &WorkspaceId, now: Timestamp) -> Result<Vec<Snapshot>> {
         let workspace = workspace.clone();
         self.write(move |c| {
@@ -153,7 +192,7 @@ impl Store {
                 let spare = |s: &&Snapshot| {
                     s.slot == slot
                         && s.state == SnapshotState::Ready
-                        && s.deployment.is_some()
+                        && s.taken_for != TakenFor::Somebody
                         && !needed.contains(&s.id)
                 };
                 let spare: Vec<_> = all.iter().filter(spare).map(|s| (s.id.clone(), s.created_at)).collect();
@@ -215,7 +254,7 @@ fn needed(c: &Connection, workspace: &WorkspaceId) -> Result<Vec<SnapshotId>> {
         }
     }
     for snapshot in of(c, workspace)? {
-        let Some(deployment) = &snapshot.deployment else {
+        let TakenFor::Deployment(deployment) = &snapshot.taken_for else {
             continue;
         };
         if open.as_ref() == Some(deployment) || snapshot.slot == Slot::Live && undoable.contains(deployment) {
@@ -230,12 +269,16 @@ pub(crate) fn begin(
     id: &SnapshotId,
     sandbox: &Sandbox,
     slot: Slot,
-    deployment: Option<&DeploymentId>,
+    taken_for: &TakenFor,
     at: Timestamp,
 ) -> Result<()> {
+    let deployment = match taken_for {
+        TakenFor::Deployment(id) => Some(id),
+        TakenFor::Somebody | TakenFor::Schedule => None,
+    };
     c.execute(
-        "INSERT INTO snapshots (id, workspace_id, sandbox_id, slot, release_id, deployment_id, state, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'making', ?7)",
+        "INSERT INTO snapshots (id, workspace_id, sandbox_id, slot, release_id, deployment_id, state, created_at, scheduled)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'making', ?7, ?8)",
         params![
             id.as_str(),
             sandbox.workspace.as_str(),
@@ -243,7 +286,8 @@ pub(crate) fn begin(
             slot.as_str(),
             sandbox.release.as_str(),
             deployment.map(DeploymentId::as_str),
-            millis(at)
+            millis(at),
+            *taken_for == TakenFor::Schedule,
         ],
     )?;
     Ok(())
@@ -306,7 +350,11 @@ fn snapshot(row: &Row<'_>) -> Result<Snapshot> {
         sandbox: parsed(row, "sandbox_id")?,
         slot: parsed(row, "slot")?,
         release: parsed(row, "release_id")?,
-        deployment: maybe_parsed(row, "deployment_id")?,
+        taken_for: match maybe_parsed(row, "deployment_id")? {
+            Some(deployment) => TakenFor::Deployment(deployment),
+            None if row.get("scheduled")? => TakenFor::Schedule,
+            None => TakenFor::Somebody,
+        },
         state: known.ok_or_else(|| Error::Corrupt(format!("state: {state}")))?,
         created_at: time(row, "created_at")?,
     })

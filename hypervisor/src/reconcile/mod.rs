@@ -181,6 +181,11 @@ impl Handle {
         self.policy.load().slot
     }
 
+    /// How long the last copy of its volume may be old, while it runs.
+    pub(crate) fn snapshot_every(&self) -> Duration {
+        self.policy.load().snapshot_every
+    }
+
     /// Whether it waits for the box to have memory again before it may run.
     pub(crate) fn held_back(&self) -> bool {
         self.slot() == Slot::Dev && self.admission.is_short_of_memory()
@@ -447,6 +452,9 @@ impl Fleet {
                 .clone(),
             idle_pause: settings.idle_pause_s.map_or(config.idle_pause(), Duration::from_secs),
             idle_stop: settings.idle_stop_s.map_or(config.idle_stop(), Duration::from_secs),
+            snapshot_every: settings
+                .snapshot_every_s
+                .map_or(config.snapshot_every(), Duration::from_secs),
         }
     }
 

@@ -21,13 +21,14 @@ use crate::fail;
 mod asleep;
 mod tell;
 
-/// How long a sandbox may be left alone, by the policy of the slot it is in.
+/// How long a sandbox, and its files, may be left alone, by the policy of the slot it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     pub slot: Slot,
     pub awake: Awake,
     pub idle_pause: Duration,
     pub idle_stop: Duration,
+    pub snapshot_every: Duration,
 }
 
 /// What a worker is told or asked.

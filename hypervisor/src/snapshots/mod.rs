@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use choir_core::sandbox::Observed;
 use choir_core::{Slot, SnapshotId, WorkspaceId};
-use choir_store::{AuditEvent, Deployment, Snapshot, WorkspaceView};
+use choir_store::{AuditEvent, Deployment, Snapshot, TakenFor, WorkspaceView};
 
 use crate::app::App;
 use crate::error::{ApiError, ApiResult};
@@ -14,6 +14,7 @@ use crate::random::draw;
 use crate::reconcile::Status;
 
 pub mod routes;
+mod schedule;
 
 /// How long the volume of a new sandbox is waited for.
 const MADE_WITHIN: Duration = Duration::from_secs(60);
@@ -24,7 +25,7 @@ impl App {
         let audit = self.event(view, "snapshot.take");
         let (app, view) = (self.clone(), view.clone());
         // Apart, since a caller that goes away must not leave it half made.
-        let taken = tokio::spawn(async move { app.copy_volume(&view, slot, None, audit).await });
+        let taken = tokio::spawn(async move { app.copy_volume(&view, slot, TakenFor::Somebody, audit).await });
         taken.await.map_err(ApiError::internal)?
     }
 
@@ -39,7 +40,7 @@ impl App {
             actor: "system".into(),
             ..self.event(view, "snapshot.take")
         };
-        self.copy_volume(view, slot, Some(deployment), audit)
+        self.copy_volume(view, slot, TakenFor::Deployment(deployment.id.clone()), audit)
             .await
             .map_err(|e| format!("no snapshot of {slot} could be taken: {e}"))
     }
@@ -48,15 +49,14 @@ impl App {
         &self,
         view: &WorkspaceView,
         slot: Slot,
-        deployment: Option<&Deployment>,
+        taken_for: TakenFor,
         audit: AuditEvent,
     ) -> ApiResult<Snapshot> {
         self.has_files(view, slot).await?;
         let id = SnapshotId::from_random(draw(&*self.random));
-        let deployment = deployment.map(|d| d.id.clone());
         let snapshot = self
             .store
-            .begin_snapshot(&id, &view.workspace.id, slot, deployment, audit)
+            .begin_snapshot(&id, &view.workspace.id, slot, taken_for, audit)
             .await?;
         fail::point("snapshot.begun").await.map_err(ApiError::internal)?;
         let volumes = &self.fleet.services.volumes;
@@ -100,7 +100,7 @@ impl App {
         Ok(())
     }
 
-    /// Deletes what was taken for deployments of a workspace and is not worth its room any more.
+    /// Deletes what nobody asked for in a workspace and is not worth its room any more.
     pub(crate) async fn thin_snapshots(&self, workspace: &WorkspaceId) {
         match self.store.thin_snapshots(workspace, self.clock.now()).await {
             Ok(spare) => {

@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use choir_api::workspaces as api;
 use choir_core::{Slot, SnapshotId};
-use choir_store::{Snapshot, SnapshotState, WorkspaceView};
+use choir_store::{Snapshot, SnapshotState, TakenFor, WorkspaceView};
 
 use crate::app::App;
 use crate::auth::extract::Query;
@@ -101,9 +101,13 @@ async fn wire(app: &App, snapshot: Snapshot) -> ApiResult<Option<api::Snapshot>>
         Err(choir_runtime::Error::NotFound) => return Ok(None),
         usage => usage?,
     };
-    let taken_for = match &snapshot.deployment {
-        Some(id) => app.store.deployment(&snapshot.workspace, id).await.ok().map(|d| d.kind),
-        None => None,
+    let scheduled = snapshot.taken_for == TakenFor::Schedule;
+    let (deployment, taken_for) = match snapshot.taken_for {
+        TakenFor::Deployment(id) => {
+            let deployment = app.store.deployment(&snapshot.workspace, &id).await;
+            (Some(id), deployment.ok().map(|d| d.kind))
+        }
+        TakenFor::Somebody | TakenFor::Schedule => (None, None),
     };
     Ok(Some(api::Snapshot {
         bytes: usage.bytes,
@@ -111,8 +115,9 @@ async fn wire(app: &App, snapshot: Snapshot) -> ApiResult<Option<api::Snapshot>>
         slot: snapshot.slot,
         sandbox: snapshot.sandbox,
         release: snapshot.release,
-        deployment: snapshot.deployment,
+        deployment,
         taken_for,
+        scheduled,
         created_at: snapshot.created_at,
     }))
 }

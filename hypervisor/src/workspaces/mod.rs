@@ -238,6 +238,7 @@ impl App {
             "awake": {"live": sandboxes.awake, "dev": sandboxes.awake},
             "idle_pause_s": sandboxes.idle_pause_s,
             "idle_stop_s": sandboxes.idle_stop_s,
+            "snapshot_every_s": sandboxes.snapshot_every_s,
             "service_workers": false,
             "forward_authorization": false,
             "egress": "open",

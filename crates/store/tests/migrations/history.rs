@@ -10,7 +10,7 @@ use rusqlite::types::Value;
 
 /// What each schema's version of the program wrote, the first schema's first. Each has the rows that its schema made
 /// possible, so that every table of every schema has one.
-const ROWS: [&str; 9] = [
+const ROWS: [&str; 10] = [
     include_str!("rows/0001.sql"),
     include_str!("rows/0002.sql"),
     include_str!("rows/0003.sql"),
@@ -20,6 +20,7 @@ const ROWS: [&str; 9] = [
     include_str!("rows/0007.sql"),
     include_str!("rows/0008.sql"),
     include_str!("rows/0009.sql"),
+    include_str!("rows/0010.sql"),
 ];
 
 /// The migrations as they are in the source, in order.

@@ -2,6 +2,7 @@
 
 mod crashes;
 mod guard;
+mod schedule;
 
 use std::time::Duration;
 

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use choir_core::deployment::{Contents, Kind, Refill, Step};
 use choir_core::{DeploymentId, SandboxId, Slot, SnapshotId};
 use choir_runtime::Volumes;
-use choir_store::{AuditEvent, Ended, NewDeployment};
+use choir_store::{AuditEvent, Ended, NewDeployment, TakenFor};
 use serde_json::json;
 
 use super::{MAIN, snapshots, succeeds, used};
@@ -100,7 +100,7 @@ async fn a_snapshot_that_a_crash_cut_short_is_gone_after_the_next_start() {
     let audit = start.app.event(&view, "snapshot.take");
     let store = &start.app.store;
     store
-        .begin_snapshot(&id, &view.workspace.id, Slot::Live, None, audit)
+        .begin_snapshot(&id, &view.workspace.id, Slot::Live, TakenFor::Somebody, audit)
         .await
         .unwrap();
     start
@@ -187,7 +187,7 @@ async fn a_refill_that_nobody_finishes(start: &Box) -> DeploymentId {
     let store = &start.app.store;
     let audit = start.app.event(&view, "snapshot.take");
     store
-        .begin_snapshot(&from, &view.workspace.id, Slot::Live, None, audit.clone())
+        .begin_snapshot(&from, &view.workspace.id, Slot::Live, TakenFor::Somebody, audit.clone())
         .await
         .unwrap();
     let live = view.live.id.as_str();
