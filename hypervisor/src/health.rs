@@ -57,7 +57,7 @@ impl App {
         let timed = |part| tokio::time::timeout(PART_WITHIN, part);
         let (store, runtime, volumes) = tokio::join!(
             timed(async { self.store.check().await.is_ok() }),
-            tokio::time::timeout(PART_WITHIN, async { services.runtime.describe().await.is_ok() }),
+            tokio::time::timeout(PART_WITHIN, async { services.runtime.ping().await.is_ok() }),
             tokio::time::timeout(PART_WITHIN, async { services.volumes.backend().await.is_ok() }),
         );
         let release = match self.releases.default_state() {

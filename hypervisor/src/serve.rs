@@ -38,6 +38,10 @@ use crate::table::Table;
 /// How often a claim link is made anew while nobody has registered; it is good for 30 minutes.
 const CLAIM_EVERY: Duration = Duration::from_secs(25 * 60);
 
+/// When the log is told what should be mended: Podman takes half a second of both cores to say what it is, and who waited
+/// for the start comes first.
+const FINDINGS_AFTER: Duration = Duration::from_secs(5);
+
 /// The parts that tests replace.
 pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
@@ -179,9 +183,13 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
         tokio::spawn(app.clone().roll_forward(deployment));
     }
     app.resume_guards().await;
-    for finding in app.stats().await.findings {
-        tracing::warn!("{finding}");
-    }
+    let app = app.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(FINDINGS_AFTER).await;
+        for finding in app.stats().await.findings {
+            tracing::warn!("{finding}");
+        }
+    });
     Ok(())
 }
 

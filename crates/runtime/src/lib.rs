@@ -144,6 +144,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub trait Runtime: Send + Sync {
     /// What it is and in which version, for `doctor`: pairs of name and value.
     async fn describe(&self) -> Result<BTreeMap<String, String>>;
+    /// Whether it answers at all; asked often.
+    async fn ping(&self) -> Result<()> {
+        self.describe().await.map(drop)
+    }
     /// Everything with our label, running or not.
     async fn list(&self) -> Result<Vec<Found>>;
     /// Makes the container and opens the door its agent will knock at; starts nothing.

@@ -276,6 +276,10 @@ impl Libpod {
         report.stats.and_then(|mut all| all.pop()).ok_or(Error::NotFound)
     }
 
+    pub async fn ping(&self) -> Result<()> {
+        self.call(Method::GET, "/_ping", None::<&()>).await.map(drop)
+    }
+
     pub async fn version(&self) -> Result<serde_json::Value> {
         self.json(Method::GET, "/version", None::<&()>).await
     }

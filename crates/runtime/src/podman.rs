@@ -231,6 +231,10 @@ impl Runtime for Podman {
         ]))
     }
 
+    async fn ping(&self) -> Result<()> {
+        self.client().ping().await
+    }
+
     async fn list(&self) -> Result<Vec<Found>> {
         let mut all = Vec::new();
         for listed in self.client().list(template::LABEL_SANDBOX).await? {

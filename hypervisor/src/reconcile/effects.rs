@@ -16,6 +16,8 @@ use crate::fail;
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// Before what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long a start keeps others from theirs. One that takes longer waits for something, and works no more.
+const TURN: Duration = Duration::from_secs(1);
 
 /// One thing to do for a sandbox.
 pub enum Effect {
@@ -150,13 +152,23 @@ async fn create(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Resul
 }
 
 async fn start(fleet: &Fleet, workspace: &WorkspaceId, generation: &Generation, nonce: String) -> Result<(), String> {
-    let _turn = fleet.starts.acquire().await.map_err(text)?;
-    fail::point("start.recorded").await?;
-    let spec = launch::spec(&fleet.services, workspace, generation, nonce).await?;
-    fleet.services.runtime.create(&spec).await.map_err(text)?;
-    fail::point("start.created").await?;
-    fleet.services.runtime.start(generation).await.map_err(text)?;
-    fail::point("start.started").await
+    let turn = fleet.starts.acquire().await.map_err(text)?;
+    let starting = async {
+        fail::point("start.recorded").await?;
+        let spec = launch::spec(&fleet.services, workspace, generation, nonce).await?;
+        fleet.services.runtime.create(&spec).await.map_err(text)?;
+        fail::point("start.created").await?;
+        fleet.services.runtime.start(generation).await.map_err(text)?;
+        fail::point("start.started").await
+    };
+    let mut starting = std::pin::pin!(starting);
+    match tokio::time::timeout(TURN, &mut starting).await {
+        Ok(started) => started,
+        Err(_) => {
+            drop(turn);
+            starting.await
+        }
+    }
 }
 
 /// Ends the container. A service that does not answer is asked again until it does: a container that might still

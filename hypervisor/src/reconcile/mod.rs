@@ -1,6 +1,7 @@
 //! The fleet: one worker per sandbox, brought up from the database and from what really runs. It must not know HTTP.
 
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -46,8 +47,8 @@ pub struct Services {
     pub authorities: Option<Arc<Authorities>>,
 }
 
-/// Containers that are started at the same moment: more of them at once make each slower, and everything else too.
-const STARTS_AT_ONCE: usize = 4;
+/// Of the processors, the part that starts of containers may have: a start is work, and what runs has to answer meanwhile.
+const STARTING: usize = 2;
 
 /// How long after its time a scheduled start is made up for.
 const CAUGHT_UP: Duration = Duration::from_mins(2);
@@ -282,11 +283,12 @@ impl Handle {
 
 impl Fleet {
     pub fn new(services: Services, data_plane: Arc<dyn DataPlane>, ticks: choir_proxy::Clock) -> Arc<Self> {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         let admission = Admission::new(services.config.sandboxes.max_running);
         Arc::new(Self {
             services,
             admission,
-            starts: Semaphore::new(STARTS_AT_ONCE),
+            starts: Semaphore::new((processors / STARTING).max(1)),
             handles: RwLock::default(),
             data_plane,
             ticks,

@@ -474,9 +474,9 @@ impl Worker {
                 }
             }
         }
-        // A volume is made with the limits of that moment, and one that goes needs none.
-        let has_volume = !matches!(self.observed, Observed::Creating { .. } | Observed::Deleting { .. });
-        if has_volume && std::mem::take(&mut self.limits_stale) {
+        // Before it runs again is early enough. A volume is made with the limits of that moment.
+        let runs = self.desired == Desired::Running && !matches!(self.observed, Observed::Creating { .. });
+        if runs && std::mem::take(&mut self.limits_stale) {
             self.begin(Effect::Limit(self.observed.generation().filter(|_| self.started)));
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use choir_api::events::{RELEASE, ReleaseChanged};
 use choir_core::{ReleaseConfig, ReleaseId, SandboxId, UserId, WorkspaceId};
@@ -41,6 +41,8 @@ pub struct Releases {
     random: Arc<dyn Random>,
     /// Copies made or being made by this process, by volume: many callers cause one shift.
     copies: Mutex<HashMap<String, Arc<OnceCell<()>>>>,
+    /// Configs that were read, which never change.
+    configs: Mutex<HashMap<ReleaseId, ReleaseConfig>>,
     default: watch::Sender<DefaultRelease>,
     making: Making,
     events: Arc<Events>,
@@ -66,6 +68,7 @@ impl Releases {
             clock,
             random,
             copies: Mutex::default(),
+            configs: Mutex::default(),
             default,
         })
     }
@@ -218,6 +221,7 @@ impl Releases {
             for volume in self.store.release_volumes(id).await.map_err(text)? {
                 self.volumes.delete(&volume).await.map_err(text)?;
             }
+            self.configs().remove(id);
             fail::point("release.cleared").await?;
             self.store.forget_release(id).await.map_err(text)
         };
@@ -243,7 +247,17 @@ impl Releases {
     }
 
     pub async fn config(&self, id: &ReleaseId) -> Result<ReleaseConfig, String> {
-        self.store.release(id).await.map(|r| r.config).map_err(text)
+        let known = self.configs().get(id).cloned();
+        if let Some(config) = known {
+            return Ok(config);
+        }
+        let config = self.store.release(id).await.map_err(text)?.config;
+        self.configs().insert(id.clone(), config.clone());
+        Ok(config)
+    }
+
+    fn configs(&self) -> MutexGuard<'_, HashMap<ReleaseId, ReleaseConfig>> {
+        self.configs.lock().expect("never poisoned: no panic while held")
     }
 
     /// The release's volume in the user's id range, made and shifted if this is the first use.

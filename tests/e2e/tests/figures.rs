@@ -86,7 +86,7 @@ impl Scene {
     /// What visitors of live see while nothing else happens.
     async fn idle(&self) -> Result<Tally> {
         let mut visitors = self.visitors()?;
-        visitors.answers(300).await?;
+        visitors.answers(rounds(300, 5_000)).await?;
         visitors.finish().await
     }
 
@@ -265,7 +265,7 @@ for n in range({files}):
         );
         ensure!(memory <= 60, "the hypervisor holds {memory} MiB");
         ensure!(
-            up <= rounds(PATIENCE, Duration::from_secs(3)),
+            up <= rounds(PATIENCE, Duration::from_secs(2)),
             "it is up only {up:?} after it was told to stop"
         );
         Ok(())

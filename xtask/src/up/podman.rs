@@ -33,11 +33,20 @@ pub fn service(data: &DataDir) -> Result<Service> {
     Ok(Service::new("podman", data, Some(log), move || {
         // A socket file that nobody listens on any more is in the way.
         let _absent = fs::remove_file(&socket);
-        let mut command = command(&data_dir);
+        let mut command = yielding(&command(&data_dir));
         command.args(["system", "service", "--time=0"]);
         command.arg(format!("unix://{}", socket.display()));
         Ok(command)
     }))
+}
+
+/// The same at a lower priority, which all that it starts has, too: what runs in sandboxes and what starts them get all of
+/// the processors but for what the hypervisor needs to answer.
+fn yielding(command: &Command) -> Command {
+    let mut yielding = Command::new("nice");
+    yielding.arg("-n10").arg(command.get_program()).args(command.get_args());
+    yielding.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    yielding
 }
 
 /// `podman` with this data directory's storage; the settings are there once `up` has run.

@@ -1,7 +1,7 @@
 //! Snapshots that nobody asks for: when they are taken, and which go again.
 
 use choir_core::Slot;
-use jiff::{Timestamp, ToSpan};
+use jiff::ToSpan;
 use serde_json::Value;
 
 use super::{Box, change, json, snapshots, workspace};
@@ -15,7 +15,7 @@ async fn scheduled(browser: &mut Browser, slot: Slot) -> Vec<Value> {
 }
 
 async fn look(start: &Box, hours: i64) {
-    let now = Timestamp::now() + hours.hours();
+    let now = start.app.clock.now() + hours.hours();
     start.app.scheduled_snapshots(now).await.unwrap();
 }
 
