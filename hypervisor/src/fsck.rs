@@ -150,6 +150,12 @@ impl App {
     /// What does not fit, the routes in memory included.
     pub async fn fsck(&self) -> anyhow::Result<Vec<Finding>> {
         let services = &self.fleet.services;
-        check(&self.store, &*services.runtime, &*services.volumes, Some(&self.table)).await
+        let mut findings = check(&self.store, &*services.runtime, &*services.volumes, Some(&self.table)).await?;
+        findings.retain(|finding| match &finding.stray {
+            Some(Stray::Container(generation)) => !self.fleet.is_trial(generation.sandbox.as_str()),
+            Some(Stray::Volume(id)) => !self.fleet.is_trial(id),
+            None => true,
+        });
+        Ok(findings)
     }
 }

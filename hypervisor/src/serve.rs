@@ -175,6 +175,7 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
     app.releases.clear().await?;
     let views = app.store.all_workspaces().await?;
     app.fleet.adopt(&views).await?;
+    app.fleet.clear_trials().await?;
     for view in &views {
         app.publish(view).await;
     }

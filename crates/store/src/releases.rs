@@ -127,6 +127,16 @@ impl Store {
         self.write(move |c| imported(c, &id, &digest)).await
     }
 
+    /// Its volume is complete, and a sandbox has started from it.
+    pub async fn release_tried(&self, id: &ReleaseId, digest: &str) -> Result<()> {
+        let (id, digest) = (id.clone(), digest.to_owned());
+        self.write(move |c| {
+            imported(c, &id, &digest)?;
+            verify(c, &id)
+        })
+        .await
+    }
+
     /// Its volume is complete, and in its owner's ids already, so that it is its own copy for them.
     pub async fn release_taken(&self, id: &ReleaseId, owner: &UserId, digest: &str) -> Result<()> {
         let (id, owner, digest) = (id.clone(), owner.clone(), digest.to_owned());
@@ -236,14 +246,7 @@ impl Store {
     /// It was seen running. One that was a candidate is verified from then on.
     pub async fn verify_release(&self, id: &ReleaseId) -> Result<()> {
         let id = id.clone();
-        self.write(move |c| {
-            c.execute(
-                "UPDATE releases SET state = 'verified' WHERE id = ?1 AND state = 'candidate'",
-                [id.as_str()],
-            )?;
-            Ok(())
-        })
-        .await
+        self.write(move |c| verify(c, &id)).await
     }
 
     /// All releases, newest first.
@@ -300,6 +303,14 @@ impl Store {
         })
         .await
     }
+}
+
+fn verify(c: &Connection, id: &ReleaseId) -> Result<()> {
+    c.execute(
+        "UPDATE releases SET state = 'verified' WHERE id = ?1 AND state = 'candidate'",
+        [id.as_str()],
+    )?;
+    Ok(())
 }
 
 fn imported(c: &Connection, id: &ReleaseId, digest: &str) -> Result<()> {

@@ -92,21 +92,27 @@ fn commands(release: &ReleaseConfig) -> BTreeMap<String, String> {
     commands
 }
 
+/// What any program needs to run as the user `choir`.
+pub fn basics() -> BTreeMap<String, String> {
+    let path = "/home/choir/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    [
+        ("HOME", "/home/choir"),
+        ("USER", "choir"),
+        ("LOGNAME", "choir"),
+        ("SHELL", "/bin/bash"),
+        ("LANG", "C.UTF-8"),
+        ("PATH", path),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}
+
 /// The whole environment of a user's process. Later entries win: what a person set wins over what a release brings,
 /// and nothing wins over the names that are ours.
 fn environment(view: &WorkspaceView, slot: Slot, sandbox: &str, release: &ReleaseConfig) -> BTreeMap<String, String> {
     let settings = &view.workspace.settings;
-    let mut env: BTreeMap<String, String> = BTreeMap::new();
+    let mut env = basics();
     let mut set = |name: &str, value: &str| env.insert(name.to_owned(), value.to_owned());
-    set("HOME", "/home/choir");
-    set("USER", "choir");
-    set("LOGNAME", "choir");
-    set("SHELL", "/bin/bash");
-    set("LANG", "C.UTF-8");
-    set(
-        "PATH",
-        "/home/choir/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    );
     let bundle = format!("{AGENT_DIR}/{BUNDLE}");
     for name in [
         "SSL_CERT_FILE",

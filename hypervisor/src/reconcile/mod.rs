@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZero;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,10 +23,11 @@ use crate::events::Events;
 use crate::random::{Random, draw};
 use crate::releases::Releases;
 
-mod admission;
+pub mod admission;
 mod adopt;
 mod effects;
 pub mod launch;
+pub mod trial;
 mod worker;
 
 use admission::{Admission, Place};
@@ -122,9 +123,11 @@ pub trait DataPlane: Send + Sync {
 /// All workers.
 pub struct Fleet {
     pub services: Services,
-    pub(crate) admission: Arc<Admission>,
+    pub admission: Arc<Admission>,
     pub(crate) starts: Semaphore,
     handles: RwLock<HashMap<SandboxId, Handle>>,
+    /// Sandboxes in which releases are tried, and who waits to hear of it.
+    trials: Mutex<HashMap<SandboxId, Option<trial::Verdict>>>,
     data_plane: Arc<dyn DataPlane>,
     /// Monotonic milliseconds, as the activity counters use them.
     ticks: choir_proxy::Clock,
@@ -290,6 +293,7 @@ impl Fleet {
             admission,
             starts: Semaphore::new((processors / STARTING).max(1)),
             handles: RwLock::default(),
+            trials: Mutex::default(),
             data_plane,
             ticks,
         })
@@ -463,6 +467,9 @@ impl Fleet {
     /// Hands the runtime's notices to the workers until the runtime ends.
     pub async fn listen(self: Arc<Self>, mut notices: mpsc::Receiver<Notice>, inside: Inside) {
         while let Some(notice) = notices.recv().await {
+            let Some(notice) = self.heard_of_trial(notice) else {
+                continue;
+            };
             let (generation, ask) = match notice {
                 Notice::Ready { generation } => (generation.clone(), Ask::Ready(generation.number)),
                 Notice::Exited { generation, exit } => (generation.clone(), Ask::Exited(generation.number, exit)),
@@ -495,6 +502,10 @@ impl Fleet {
                 let _ = handle.inbox.send(ask).await;
             }
         }
+    }
+
+    fn trials(&self) -> MutexGuard<'_, HashMap<SandboxId, Option<trial::Verdict>>> {
+        self.trials.lock().expect("never poisoned: no panic while held")
     }
 
     pub(crate) fn now(&self) -> Timestamp {

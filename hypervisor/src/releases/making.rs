@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use choir_core::{ReleaseConfig, ReleaseId, Slot, UserId};
 use choir_store::{NewRelease, Release, ReleaseState, WorkspaceView};
+use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt, pin_mut};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
@@ -34,6 +35,9 @@ pub struct Wanted {
     pub name: String,
     pub config: ReleaseConfig,
 }
+
+/// Starts a release of this user once, and says why it does not.
+pub type Trial = Box<dyn FnOnce(ReleaseId, UserId) -> BoxFuture<'static, Result<(), String>> + Send>;
 
 /// What is under way.
 pub struct Making {
@@ -164,12 +168,13 @@ impl Releases {
         Ok(self.store.release(id).await?)
     }
 
-    /// Receives an archive and imports it in the background. Broken off, it leaves a rejected release that says so.
+    /// Receives an archive, imports it in the background, and tries it before anybody can run it. Broken off, it leaves a rejected release that says so.
     pub async fn receive<E: std::fmt::Display>(
         self: &Arc<Self>,
         user: &UserId,
         wanted: Wanted,
         archive: impl Stream<Item = Result<Bytes, E>>,
+        trial: Trial,
     ) -> ApiResult<ReleaseId> {
         let busy = || {
             let message = "Two images are being imported already; try again when one of them is done.";
@@ -186,21 +191,23 @@ impl Releases {
             return Err(error);
         }
         let (releases, making) = (self.clone(), id.clone());
+        let trial = trial(id.clone(), user.clone());
         tokio::spawn(async move {
-            releases.import(&making, &path).await;
+            releases.import(&making, &path, trial).await;
             drop(place);
         });
         Ok(id)
     }
 
-    async fn import(&self, id: &ReleaseId, archive: &Path) {
+    async fn import(&self, id: &ReleaseId, archive: &Path, trial: BoxFuture<'static, Result<(), String>>) {
         let digest = self.volumes.import_image(id.as_str(), archive, self.making.most).await;
         let _ = std::fs::remove_file(archive);
-        let imported = match digest {
-            Ok(digest) => self.store.release_imported(id, &digest).await.map_err(super::text),
-            Err(error) => Err(error.to_string()),
+        let imported = async {
+            let digest = digest.map_err(super::text)?;
+            trial.await?;
+            self.store.release_tried(id, &digest).await.map_err(super::text)
         };
-        match imported {
+        match imported.await {
             Ok(()) => self.tell(id).await,
             Err(reason) => self.reject(id, &reason).await,
         }

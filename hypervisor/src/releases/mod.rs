@@ -186,8 +186,11 @@ impl Releases {
     /// It came to nothing: its volume goes, and the row says why.
     async fn reject(&self, id: &ReleaseId, reason: &str) {
         tracing::warn!(release = %id, reason, "a release is rejected");
-        if let Err(error) = self.volumes.delete(id.as_str()).await {
-            tracing::warn!(release = %id, %error, "what was made of it stays");
+        // Its owner's copy, too, where it was tried.
+        for volume in self.store.release_volumes(id).await.unwrap_or_default() {
+            if let Err(error) = self.volumes.delete(&volume).await {
+                tracing::warn!(release = %id, %error, "what was made of it stays");
+            }
         }
         let owner = self.store.release(id).await.ok().and_then(|release| release.owner);
         let audit = AuditEvent {

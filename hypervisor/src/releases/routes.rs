@@ -6,8 +6,9 @@ use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use choir_api::workspaces as api;
-use choir_core::{ReleaseConfig, ReleaseId, Slot};
+use choir_core::{ReleaseConfig, ReleaseId, Slot, UserId};
 use choir_store::{Release, ReleaseState, ReleaseUse};
+use futures_util::future::BoxFuture;
 
 use super::Wanted;
 use crate::app::App;
@@ -94,7 +95,12 @@ async fn upload(
         config,
     };
     let archive = request.into_body().into_data_stream();
-    let id = app.releases.receive(&caller.user.id, wanted, archive).await?;
+    let fleet = app.fleet.clone();
+    let trial = |id: ReleaseId, user: UserId| -> BoxFuture<'static, Result<(), String>> {
+        Box::pin(async move { fleet.try_release(&id, &user).await })
+    };
+    let making = app.releases.receive(&caller.user.id, wanted, archive, Box::new(trial));
+    let id = making.await?;
     let wait = Wait { wait_s: asked.wait_s };
     let made = app.releases.made(&id, wait.duration()).await?;
     let status = match made.state {

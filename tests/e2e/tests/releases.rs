@@ -127,6 +127,7 @@ async fn images_and_sandboxes_become_releases_that_run_and_hostile_ones_do_not()
     .await?;
     step("an image without a shell", scene.shell_less()).await?;
     step("an image that was changed", scene.changed()).await?;
+    step("an image that cannot start", scene.cannot_start()).await?;
     step("a release of a sandbox", scene.of_a_sandbox()).await?;
     step("what is used stays", scene.used_ones_stay(&release)).await
 }
@@ -170,6 +171,12 @@ fn build(builder: &Builder) -> Result<()> {
         "bare-image.tar",
         "localhost/bare:1",
     ])?;
+    fs::create_dir(builder.path("homeless"))?;
+    fs::write(builder.path("homeless/home"), "a file")?;
+    builder.base("homeless", &[])?;
+    let (image, archive) = ("localhost/homeless:1", "homeless.tar");
+    fs::remove_file(builder.path(archive))?;
+    builder.podman(&["save", "--format=oci-archive", "-o", archive, image])?;
     builder.podman(&["create", "--name=c", "--network=none", "localhost/layered:1"])?;
     builder.podman(&["export", "-o", "export.tar", "c"])?;
     fs::create_dir(builder.path("export"))?;
@@ -297,9 +304,25 @@ impl Scene {
             "--name",
             "docker",
         ])?;
-        ensure!(made["state"] == "candidate", "{made}");
+        ensure!(made["state"] == "verified", "{made}");
         let id = made["id"].as_str().context("no id")?;
         self.done(&["releases", "rm", id]).map(drop)
+    }
+
+    /// Where the home should be there is a file: it is found when it is imported, and not when a slot is to run it.
+    async fn cannot_start(&self) -> Result<()> {
+        let path = self.builder.path("homeless.tar");
+        let refused = self.choir(&["releases", "import", path.to_str().context("a path")?])?;
+        let told = refused.err().context("it was imported")?;
+        ensure!(told.contains("it does not start"), "{told}");
+        until("nothing of the trial to be left", async || {
+            let volumes = self.instance.operate(&["fsck"])?;
+            Ok(volumes.starts_with("clean").then_some(()))
+        })
+        .await?;
+        let containers = self.instance.containers().await?;
+        ensure!(containers.len() == 1, "{containers:?}");
+        Ok(())
     }
 
     async fn of_a_sandbox(&self) -> Result<()> {

@@ -2,7 +2,11 @@
 
 use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
-use choir_core::Slot;
+use std::time::Duration;
+
+use choir_core::{ReleaseId, Slot};
+use choir_hypervisor::reconcile::trial::tried_in;
+use choir_runtime::sim::Fault;
 use serde_json::{Value, json};
 
 use super::{Box, change, sandbox, shown, workspace};
@@ -139,7 +143,7 @@ async fn an_archive_becomes_a_release_or_says_why_not_and_leaves_nothing() {
     let good = good.expect(StatusCode::CREATED);
     assert_eq!(
         (&good["state"], &good["config"]["app_port"]),
-        (&json!("candidate"), &json!(5173)),
+        (&json!("verified"), &json!(5173)),
         "{good}"
     );
     assert_eq!(good["image_digest"].as_str().unwrap().len(), 64);
@@ -252,6 +256,85 @@ async fn what_a_crash_left_half_made_or_half_deleted_is_ended_by_the_next_start(
         "{unfinished}"
     );
     assert!(!uploads.exists());
+    assert!(again.app.fsck().await.unwrap().is_empty());
+}
+
+/// A box that has no place for one more sandbox, and a release that waits for one to be tried in.
+async fn untried(start: &Box, ada: &mut Browser) -> ReleaseId {
+    workspace(ada).await;
+    change(ada, Slot::Live, "start").await;
+    let waiting = upload(ada, "name=alpine", "image of alpine").await;
+    let waiting = waiting.expect(StatusCode::ACCEPTED);
+    assert_eq!(waiting["state"], "importing");
+    let id: ReleaseId = waiting["id"].as_str().unwrap().parse().unwrap();
+    let tried = async {
+        while start.app.fleet.admission.before(&tried_in(&id)).is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), tried).await.unwrap();
+    id
+}
+
+/// Until it is made or rejected.
+async fn decided(browser: &mut Browser, id: &ReleaseId) -> Value {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
+    loop {
+        let shown = browser.get(&format!("{RELEASES}/{id}")).await.expect(StatusCode::OK);
+        if shown["state"] != "importing" {
+            return shown;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{shown}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_release_that_does_not_start_is_rejected_before_a_slot_runs_it() {
+    for fault in [Some(Fault::FailCreate), None] {
+        let start = Box::with(|config| config.sandboxes.max_running = 1).await;
+        let mut ada = start.ada().await;
+        let id = untried(&start, &mut ada).await;
+        if let Some(fault) = fault {
+            start.world.fail_next(&tried_in(&id), fault);
+        }
+        change(&mut ada, Slot::Live, "stop").await;
+        let decided = decided(&mut ada, &id).await;
+        if fault.is_none() {
+            assert_eq!(decided["state"], "verified", "{decided}");
+        } else {
+            assert_eq!(decided["state"], "rejected", "{decided}");
+            assert!(
+                decided["reason"].as_str().unwrap().contains("does not start"),
+                "{decided}"
+            );
+            assert!(start.volumes.read(id.as_str()).is_err(), "its volume is gone");
+        }
+        assert!(start.volumes.read(tried_in(&id).as_str()).is_err());
+        assert!(start.app.fsck().await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_crash_while_a_release_is_tried_leaves_nothing_of_the_trial() {
+    let start = Box::with(|config| config.sandboxes.max_running = 1).await;
+    let mut ada = start.ada().await;
+    let id = untried(&start, &mut ada).await;
+    let tried = tried_in(&id);
+    start.world.fail_next(&tried, Fault::NeverReady);
+    change(&mut ada, Slot::Live, "stop").await;
+    let starts = start.world.starts();
+    while start.world.starts() == starts {
+        tokio::task::yield_now().await;
+    }
+    assert!(
+        start.app.fsck().await.unwrap().is_empty(),
+        "what is being tried is no stray"
+    );
+    let again = start.restarted().await;
+    ada.router = again.router.clone();
+    assert_eq!(decided(&mut ada, &id).await["state"], "rejected");
+    assert!(again.volumes.read(tried.as_str()).is_err());
     assert!(again.app.fsck().await.unwrap().is_empty());
 }
 
