@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
-use choir_core::{Door, Generation, IdRange, Limits, SandboxId};
+use choir_core::{Door, Generation, IdRange, Limits, SandboxId, Slot};
 pub use choir_link::message::{AGENT_DIR, BUNDLE};
 pub use choir_link::{AgentConfig, ListenerKind, sweep};
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,8 @@ pub struct Spec {
     /// The owner's host ids.
     pub ids: IdRange,
     pub limits: Limits,
+    /// Where two sandboxes want the same processor, live gets more of it.
+    pub slot: Slot,
     pub hostname: String,
     pub agent: AgentConfig,
 }
@@ -165,8 +167,9 @@ pub trait Runtime: Send + Sync {
     async fn inspect(&self, generation: &Generation) -> Result<Seen>;
     /// What the container service tells of it to whoever may ask, as it is.
     async fn description(&self, generation: &Generation) -> Result<Vec<u8>>;
-    /// Changes memory, cpus and pids of a running container. Disk is the volume's.
-    async fn limit(&self, generation: &Generation, limits: &Limits) -> Result<()>;
+    /// Changes memory, cpus and pids of a running container, and which slot's part of the processors it gets. Disk is the
+    /// volume's.
+    async fn limit(&self, generation: &Generation, limits: &Limits, slot: Slot) -> Result<()>;
     async fn stats(&self, generation: &Generation) -> Result<Stats>;
     /// The last `tail` lines, then, if `follow`, what comes, until the receiver is dropped.
     async fn logs(&self, generation: &Generation, tail: usize, follow: bool) -> Result<mpsc::Receiver<LogLine>>;

@@ -148,9 +148,10 @@ pub struct Memory {
     pub swap: i64,
 }
 
-/// Microseconds.
+/// Microseconds, and how much against other containers that want the same processor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Cpu {
+    pub shares: u64,
     pub quota: i64,
     pub period: u64,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
-use choir_core::{Door, Generation, Limits};
+use choir_core::{Door, Generation, Limits, Slot};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -291,7 +291,7 @@ impl Runtime for Podman {
             Seen::Exited(exit) => self.shared.note_exit(&known, exit).await,
             _ => {
                 // Whoever made it may have had other limits.
-                let resources = template::resources(&spec.limits);
+                let resources = template::resources(&spec.limits, spec.slot);
                 if let Err(e) = self.client().update(&name, &resources).await {
                     tracing::warn!(generation = %spec.generation, error = %e, "limits could not be set at adoption");
                 }
@@ -381,8 +381,8 @@ impl Runtime for Podman {
         Ok(told.to_vec())
     }
 
-    async fn limit(&self, generation: &Generation, limits: &Limits) -> Result<()> {
-        let resources = template::resources(limits);
+    async fn limit(&self, generation: &Generation, limits: &Limits, slot: Slot) -> Result<()> {
+        let resources = template::resources(limits, slot);
         self.client().update(&generation.container_name(), &resources).await?;
         if let Some(known) = self.shared.get(generation) {
             known.progress().memory = Some(limits.memory);

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
-use choir_core::{Door, Generation, Limits};
+use choir_core::{Door, Generation, Limits, Slot};
 use choir_link::SelfReport;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
@@ -333,7 +333,7 @@ impl Runtime for Process {
     }
 
     /// Accepted and not enforced: nothing here confines a process.
-    async fn limit(&self, generation: &Generation, _: &Limits) -> Result<()> {
+    async fn limit(&self, generation: &Generation, _: &Limits, _: Slot) -> Result<()> {
         self.record(generation).map(|_| ())
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
-use choir_core::{Door, Generation, Limits, SandboxId};
+use choir_core::{Door, Generation, Limits, SandboxId, Slot};
 use choir_link::ListenerKind;
 use tokio::sync::mpsc;
 
@@ -371,7 +371,7 @@ impl Runtime for Sim {
         })
     }
 
-    async fn limit(&self, generation: &Generation, limits: &Limits) -> Result<()> {
+    async fn limit(&self, generation: &Generation, limits: &Limits, _: Slot) -> Result<()> {
         self.world.with(generation, |c| c.limits = *limits)
     }
 

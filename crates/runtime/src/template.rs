@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use choir_core::{IdRange, Limits};
+use choir_core::{IdRange, Limits, Slot};
 use choir_link::message::{AGENT_BINARY, RUN_DIR};
 use serde::Serialize;
 
@@ -245,7 +245,7 @@ pub fn container(
             uid_map: mapping.clone(),
             gid_map: mapping,
         },
-        resource_limits: resources(&spec.limits),
+        resource_limits: resources(&spec.limits, spec.slot),
         r_limits: rlimits(host),
     }
 }
@@ -281,8 +281,13 @@ fn mounts(places: &Places, volume: &Path, directory: &Path) -> Vec<Mount> {
     mounts
 }
 
-/// Limits in the kernel's units. Swap counts memory too, so equal values mean no swap.
-pub fn resources(limits: &Limits) -> Resources {
+/// What live gets of a processor where dev gets one part of it.
+const LIVE_TO_DEV: u64 = 4;
+/// The kernel's share of a group that nobody said anything about.
+const SHARES: u64 = 1024;
+
+/// Limits in the kernel's units, and the share of the slot. Swap counts memory too, so equal values mean no swap.
+pub fn resources(limits: &Limits, slot: Slot) -> Resources {
     let memory = i64::try_from(limits.memory).unwrap_or(i64::MAX);
     Resources {
         memory: Memory {
@@ -290,6 +295,10 @@ pub fn resources(limits: &Limits) -> Resources {
             swap: memory,
         },
         cpu: Cpu {
+            shares: match slot {
+                Slot::Live => SHARES,
+                Slot::Dev => SHARES / LIVE_TO_DEV,
+            },
             quota: (limits.cpus * CPU_PERIOD as f64).round() as i64,
             period: CPU_PERIOD,
         },

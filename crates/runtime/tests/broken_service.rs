@@ -59,6 +59,7 @@ fn spec() -> Spec {
         nonce: "0".repeat(64),
         ids: IdRange::nth(0).unwrap(),
         limits: Limits::default(),
+        slot: choir_core::Slot::Dev,
         hostname: "box".to_owned(),
         agent: AgentConfig::default(),
     }

@@ -39,6 +39,7 @@ async fn rig() -> Rig {
         nonce: "ab".repeat(32),
         ids: IdRange::nth(0).unwrap(),
         limits: Limits::default(),
+        slot: choir_core::Slot::Dev,
         hostname: "box".to_owned(),
         agent: AgentConfig {
             generation: 3,

@@ -62,6 +62,8 @@ impl App {
             None => None,
         };
         fail::point("exchange.frozen").await.ok();
+        // Which slot's part of the processors each gets. Not before: a worker that is at it would not freeze.
+        self.fleet.limits_changed(&after).await;
         Ok(Ended {
             step: Step::Succeeded,
             reason: None,

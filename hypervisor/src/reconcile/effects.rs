@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use choir_core::deployment::{Contents, Refill};
 use choir_core::sandbox::{Exit, STOP_GRACE};
-use choir_core::{Door, Generation, SandboxId, WorkspaceId};
+use choir_core::{Door, Generation, SandboxId, Slot, WorkspaceId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{Fleet, launch};
@@ -254,8 +254,8 @@ async fn limit(
     generation: Option<Generation>,
 ) -> Result<(), String> {
     let view = fleet.services.store.workspace(workspace).await.map_err(text)?;
-    let sandbox = if view.live.id == *id { &view.live } else { &view.dev };
-    let release = fleet.services.releases.config(&sandbox.release).await?;
+    let slot = if view.live.id == *id { Slot::Live } else { Slot::Dev };
+    let release = fleet.services.releases.config(&view.slot(slot).release).await?;
     let limits = launch::limits(&view, &fleet.services.config, &release);
     fleet
         .services
@@ -264,7 +264,12 @@ async fn limit(
         .await
         .map_err(text)?;
     match generation {
-        Some(generation) => fleet.services.runtime.limit(&generation, &limits).await.map_err(text),
+        Some(generation) => fleet
+            .services
+            .runtime
+            .limit(&generation, &limits, slot)
+            .await
+            .map_err(text),
         None => Ok(()),
     }
 }

@@ -39,6 +39,7 @@ pub async fn spec(
         nonce: nonce.clone(),
         ids: view.workspace.ids,
         limits: limits(&view, &services.config, &release),
+        slot,
         hostname: format!("{}-{slot}", view.workspace.name),
         agent: AgentConfig {
             sandbox_id: generation.sandbox.to_string(),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use choir_core::sandbox::READY_WITHIN;
-use choir_core::{Generation, Limits, ReleaseId, SandboxId, UserId};
+use choir_core::{Generation, Limits, ReleaseId, SandboxId, Slot, UserId};
 use choir_runtime::{AgentConfig, Notice, Spec};
 use tokio::sync::oneshot;
 
@@ -123,6 +123,7 @@ impl Fleet {
             nonce: nonce.clone(),
             ids,
             limits,
+            slot: Slot::Dev,
             hostname: "trial".to_owned(),
             agent: AgentConfig {
                 sandbox_id: generation.sandbox.to_string(),

@@ -8,6 +8,7 @@ use choir_api::audit::AuditQuery;
 use choir_api::client::{Client, ClientError, SlotVerb};
 use choir_api::sandbox::{Command, CreateTask, TaskState};
 use choir_api::workspaces::SlotView;
+use choir_core::deployment::Step;
 use choir_core::limits::LimitsPatch;
 use choir_core::memory::Memory;
 use choir_core::{Slot, WorkspaceSettings};
@@ -59,6 +60,7 @@ async fn sandboxes_that_take_all_they_may_or_refuse_to_end_hold_nobody_up() -> R
         person::start(&scene.client, slot).await?;
     }
     step("every core is busy", busy_loops_do_not_slow_the_hypervisor(&scene)).await?;
+    step("live comes first", live_gets_more_of_the_processors(&scene)).await?;
     step("a limit of cores", busy_loops_get_no_more_than_their_limit(&scene)).await?;
     step(
         "nothing ends by itself",
@@ -226,6 +228,38 @@ async fn busy_loops_do_not_slow_the_hypervisor(scene: &Scene) -> Result<()> {
     }
     for (slot, task) in &tasks {
         scene.client.sandbox(&workspace(), *slot).cancel_task(task).await?;
+    }
+    Ok(())
+}
+
+/// Both want all of the processors, and live gets most; whichever sandbox live is.
+async fn live_gets_more_of_the_processors(scene: &Scene) -> Result<()> {
+    let cores = std::thread::available_parallelism()?.get();
+    for slot in Slot::ALL {
+        scene.busy(slot, 2 * cores).await?;
+    }
+    for key in ["before a swap", "after a swap"] {
+        for slot in Slot::ALL {
+            person::start(&scene.client, slot).await?;
+            scene.working(slot).await?;
+        }
+        // The shares follow a swap at once, but not in the same instant.
+        until("live to get most of the processors", async || {
+            let before = [scene.used(Slot::Live).await?, scene.used(Slot::Dev).await?];
+            scene.working(Slot::Live).await?;
+            let live = scene.used(Slot::Live).await?.saturating_sub(before[0]);
+            let dev = scene.used(Slot::Dev).await?.saturating_sub(before[1]);
+            eprintln!("{key}: live worked {live:.1?}, dev {dev:.1?}");
+            Ok((live > dev * 2).then_some(()))
+        })
+        .await?;
+        let swapped = scene.client.swap(&workspace(), key, PATIENCE).await?;
+        ensure!(swapped.step == Step::Succeeded, "{swapped:?}");
+    }
+    // Ends all that is busy.
+    for slot in Slot::ALL {
+        let restart = SlotVerb::Restart;
+        scene.client.ask_slot(&workspace(), slot, restart, PATIENCE).await?;
     }
     Ok(())
 }

@@ -256,6 +256,7 @@ impl Rig {
                 pids: 128,
                 disk: 1 << 30,
             },
+            slot: choir_core::Slot::Dev,
             hostname: "box".to_owned(),
             agent: AgentConfig {
                 sandbox_id: sandbox.to_string(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use choir_core::{Door, Generation, Limits, SandboxId};
+use choir_core::{Door, Generation, Limits, SandboxId, Slot};
 use choir_runtime::{Error, Notice, Seen};
 
 use crate::rig::{self, Kind, Rig, ask_app, await_exit, await_notice, await_ready, await_seen, health, random, run};
@@ -210,7 +210,7 @@ pub async fn limits_can_be_changed_while_it_runs(rig: &Rig) {
         pids: 256,
         ..spec.limits
     };
-    runtime.limit(&spec.generation, &limits).await.unwrap();
+    runtime.limit(&spec.generation, &limits, Slot::Dev).await.unwrap();
     let stats = runtime.stats(&spec.generation).await.unwrap();
     assert!(stats.memory > 0 && stats.pids > 0, "{stats:?}");
     if !matches!(rig.kind, Kind::Process) {

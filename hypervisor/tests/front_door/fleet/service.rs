@@ -102,8 +102,8 @@ impl Runtime for Ailing {
         self.present().description(generation).await
     }
 
-    async fn limit(&self, generation: &Generation, limits: &Limits) -> Done<()> {
-        self.present().limit(generation, limits).await
+    async fn limit(&self, generation: &Generation, limits: &Limits, slot: Slot) -> Done<()> {
+        self.present().limit(generation, limits, slot).await
     }
 
     async fn stats(&self, generation: &Generation) -> Done<Stats> {

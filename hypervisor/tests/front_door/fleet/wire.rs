@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
-use choir_core::{Door, Generation, Limits};
+use choir_core::{Door, Generation, Limits, Slot};
 use choir_hypervisor::clock::MockClock;
 use choir_hypervisor::config::Config;
 use choir_hypervisor::egress::Outside;
@@ -260,8 +260,8 @@ impl Runtime for Sockets {
         self.0.description(generation).await
     }
 
-    async fn limit(&self, generation: &Generation, limits: &Limits) -> Done<()> {
-        self.0.limit(generation, limits).await
+    async fn limit(&self, generation: &Generation, limits: &Limits, slot: Slot) -> Done<()> {
+        self.0.limit(generation, limits, slot).await
     }
 
     async fn stats(&self, generation: &Generation) -> Done<Stats> {
