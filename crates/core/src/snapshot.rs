@@ -17,11 +17,13 @@ const DAYS: i64 = 7;
 pub fn due(observed: &Observed, last: Option<Timestamp>, every: Duration, now: Timestamp) -> bool {
     let long_ago =
         last.is_none_or(|at| now.duration_since(at) >= every.try_into().unwrap_or(jiff::SignedDuration::MAX));
+    // Times of snapshots are kept in milliseconds.
+    let since_then = |since: &Timestamp, at: Timestamp| since.as_millisecond() > at.as_millisecond();
     let changed = match observed {
         Observed::Ready { .. } | Observed::Unhealthy { .. } | Observed::Stopping { .. } => true,
-        Observed::Paused { since, .. } => last.is_none_or(|at| *since > at),
+        Observed::Paused { since, .. } => last.is_none_or(|at| since_then(since, at)),
         // Without an exit, and never kept, it has not run yet.
-        Observed::Stopped { since, exit } => last.map_or(exit.is_some(), |at| *since > at),
+        Observed::Stopped { since, exit } => last.map_or(exit.is_some(), |at| since_then(since, at)),
         // Its volume may not be there, or is about to change.
         _ => false,
     };
