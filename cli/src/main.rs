@@ -10,6 +10,7 @@ mod failure;
 mod known_hosts;
 mod output;
 mod progress;
+mod registry;
 mod report;
 mod repository;
 mod settings;

@@ -115,6 +115,12 @@ const PACKAGES: &[Package] = &[
     ),
     package(
         Purpose::Test,
+        "docker-registry",
+        "docker-registry",
+        "is what images are pulled from in the end-to-end tests",
+    ),
+    package(
+        Purpose::Test,
         "busybox-static",
         "busybox",
         "is the whole root file system of the runtime's tests",

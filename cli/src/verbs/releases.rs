@@ -1,5 +1,6 @@
 //! `choir releases`: what a sandbox can start from. It must not know how one is made.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{ago, bytes, table};
-use crate::progress;
+use crate::{progress, registry};
 
 /// How long one call waits for an import; then it asks again.
 const CALL: Duration = Duration::from_secs(60);
@@ -22,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// List, make and delete what sandboxes can start from
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  choir releases\n  choir releases make --from dev --name with-postgres\n  choir releases import image.tar --name alpine --config config.json\n  choir releases rm r-…\nAn image archive is what `podman save` or `docker save` writes, or `skopeo copy docker://… oci-archive:image.tar` from a registry. Of what the image says of how to run it nothing is used: give `start`, `env`, `app_port` and `health` in the configuration."
+    after_help = "Example:\n  choir releases\n  choir releases make --from dev --name with-postgres\n  choir releases import image.tar --name alpine --config config.json\n  choir releases pull debian:12\n  choir releases rm r-…\nAn image archive is what `podman save` or `docker save` writes. From a registry this program fetches an image itself; the hypervisor speaks to none, and no sandbox sees your logins. Of what the image says of how to run it nothing is used: give `start`, `env`, `app_port` and `health` in the configuration."
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -54,6 +55,20 @@ pub enum What {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Make one of an image in a registry, with the logins of `podman login` or `docker login`
+    Pull {
+        /// Such as `debian:12`, `ghcr.io/owner/name:tag` or `…@sha256:…`
+        image: String,
+        /// [default: the image's name and tag]
+        #[arg(long)]
+        name: Option<String>,
+        /// A JSON file: `env`, `start`, `services`, `app_port`, `health`, `limits`
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Of the images of one name, that for Linux on this
+        #[arg(long, default_value = "amd64")]
+        arch: String,
+    },
     /// Delete one that nothing uses
     Rm { id: ReleaseId },
 }
@@ -81,7 +96,25 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
             let named = archive.file_stem().map(|stem| stem.to_string_lossy().into_owned());
             let name = name.clone().or(named).unwrap_or_default();
             let config = config.as_deref().map(read).transpose()?;
-            let importing = import(&client, archive, &name, config.as_ref());
+            let cannot = |e| Failure::Failed(format!("{} cannot be read: {e}", archive.display()));
+            let file = File::open(archive).map_err(cannot)?;
+            let importing = import(&client, file, &name, config.as_ref());
+            let made = progress::watch("import", ctx.json, importing).await?;
+            tell(ctx, &made)
+        }
+        Some(What::Pull {
+            image,
+            name,
+            config,
+            arch,
+        }) => {
+            let config = config.as_deref().map(read).transpose()?;
+            let pulled = progress::watch("pull", ctx.json, registry::pull(image, arch)).await?;
+            if !ctx.json {
+                eprintln!("{}", pulled.pinned);
+            }
+            let name = name.clone().unwrap_or(pulled.name);
+            let importing = import(&client, pulled.archive, &name, config.as_ref());
             let made = progress::watch("import", ctx.json, importing).await?;
             tell(ctx, &made)
         }
@@ -94,13 +127,11 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
 
 async fn import(
     client: &Client,
-    archive: &Path,
+    archive: File,
     name: &str,
     config: Option<&ReleaseConfig>,
 ) -> Result<Release, Failure> {
-    let cannot = |e| Failure::Failed(format!("{} cannot be read: {e}", archive.display()));
-    let file = std::fs::File::open(archive).map_err(cannot)?;
-    let mut release = client.upload_release(name, config, file, CALL).await?;
+    let mut release = client.upload_release(name, config, archive, CALL).await?;
     while release.state == "importing" {
         tokio::time::sleep(LOOK).await;
         release = client.release(&release.id).await?;

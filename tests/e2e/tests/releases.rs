@@ -2,9 +2,10 @@
 //! shell at all; and of a sandbox. What an image says of how it wants to run is not obeyed.
 
 use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use choir_api::client::Client;
@@ -16,7 +17,8 @@ use choir_e2e::instance::Instance;
 use choir_e2e::person::{self, USER, WORKSPACE, run, workspace};
 use choir_e2e::waiting::{PATIENCE, step, until};
 use choir_e2e::{http, skip};
-use serde_json::Value;
+use data_encoding::BASE64;
+use serde_json::{Value, json};
 
 /// Layers that add, replace and take away, and a configuration that wants what nobody may have.
 const CONTAINERFILE: &str = "\
@@ -101,6 +103,78 @@ fn succeeded(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
+/// Debian's registry, with one user.
+struct Registry {
+    host: String,
+    storage: PathBuf,
+    process: Child,
+}
+
+impl Registry {
+    async fn start(builder: &Builder) -> Result<Self> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (storage, users) = (builder.path("registry"), builder.path("users"));
+        // `sesame`, by bcrypt.
+        fs::write(
+            &users,
+            "ada:$2y$05$abcdefghijklmnopqrstuuKcS.CYWVYVaLiiCKrrc0A5s3mGesJ9O\n",
+        )?;
+        let settings = json!({
+            "version": "0.1",
+            "storage": {"filesystem": {"rootdirectory": storage}},
+            "http": {"addr": format!("127.0.0.1:{port}")},
+            "auth": {"htpasswd": {"realm": "test", "path": users}},
+        });
+        // What is JSON is YAML, too.
+        let file = builder.path("registry.yml");
+        fs::write(&file, settings.to_string())?;
+        let log = fs::File::create(builder.path("registry.log"))?;
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(file).stdout(log.try_clone()?).stderr(log);
+        let process = command.spawn().context("cannot run docker-registry")?;
+        until("the registry to listen", async || {
+            Ok(TcpStream::connect(("127.0.0.1", port)).ok().map(drop))
+        })
+        .await?;
+        Ok(Self {
+            host: format!("localhost:{port}"),
+            storage,
+            process,
+        })
+    }
+
+    /// Changes a byte of every blob that is no document.
+    fn spoil(&self) -> Result<()> {
+        let listed = Command::new("find")
+            .arg(&self.storage)
+            .args(["-name", "data"])
+            .output()?;
+        let mut spoilt = 0;
+        for path in String::from_utf8(listed.stdout)?.lines() {
+            let mut bytes = fs::read(path)?;
+            if !bytes.starts_with(b"{") {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                fs::write(path, bytes)?;
+                spoilt += 1;
+            }
+        }
+        ensure!(spoilt > 0, "there is no layer");
+        Ok(())
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn text(value: &Value) -> Result<&str> {
+    value.as_str().with_context(|| format!("{value} is no text"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn images_and_sandboxes_become_releases_that_run_and_hostile_ones_do_not() -> Result<()> {
     if skip::cannot_run("releases") {
@@ -125,6 +199,7 @@ async fn images_and_sandboxes_become_releases_that_run_and_hostile_ones_do_not()
         scene.holds_what_podman_exports(&release),
     )
     .await?;
+    step("an image in a registry", scene.in_a_registry()).await?;
     step("an image without a shell", scene.shell_less()).await?;
     step("an image that was changed", scene.changed()).await?;
     step("an image that cannot start", scene.cannot_start()).await?;
@@ -322,6 +397,52 @@ impl Scene {
         .await?;
         let containers = self.instance.containers().await?;
         ensure!(containers.len() == 1, "{containers:?}");
+        Ok(())
+    }
+
+    /// A private one, whose login this user keeps where `docker login` keeps it. Nothing of it reaches the hypervisor.
+    async fn in_a_registry(&self) -> Result<()> {
+        let registry = Registry::start(&self.builder).await?;
+        let image = format!("{}/team/layered:1", registry.host);
+        let pushed = format!("docker://{image}");
+        let push = [
+            "push",
+            "--tls-verify=false",
+            "--creds",
+            "ada:sesame",
+            "localhost/layered:1",
+            &pushed,
+        ];
+        self.builder.podman(&push)?;
+        let refused = self.choir(&["releases", "pull", &image])?;
+        let told = refused.err().context("a stranger has it")?;
+        ensure!(told.contains("podman login"), "{told}");
+
+        let auth = BASE64.encode(b"ada:sesame");
+        let logins = json!({"auths": {&registry.host: {"auth": auth}}}).to_string();
+        fs::create_dir(self.instance.path(".docker"))?;
+        fs::write(self.instance.path(".docker/config.json"), logins)?;
+        let made = self.done(&["releases", "pull", &image])?;
+        ensure!(
+            made["state"] == "verified" && made["name"] == "team/layered:1",
+            "{made}"
+        );
+        let id = made["id"].as_str().context("no id")?;
+        let deployed = self.done(&["deploy", "dev", id])?;
+        ensure!(deployed["step"] == "succeeded", "{deployed}");
+        let seen = run(&self.client, Slot::Dev, "cat /opt/new").await?;
+        ensure!(seen == "above", "{seen}");
+        let again = format!("{}/team/layered@sha256:{}", registry.host, text(&made["image_digest"])?);
+        let pinned = self.done(&["releases", "pull", &again, "--name", "pinned"])?;
+        ensure!(pinned["image_digest"] == made["image_digest"], "{pinned}");
+
+        // What the registry holds is changed, and it may not notice.
+        let absent = self.choir(&["releases", "pull", &format!("{}/team/none:1", registry.host)])?;
+        ensure!(absent.is_err(), "it has what nobody pushed");
+        registry.spoil()?;
+        let refused = self.choir(&["releases", "pull", &image])?;
+        let told = refused.err().context("what was changed was imported")?;
+        ensure!(told.contains("could not be fetched"), "{told}");
         Ok(())
     }
 
