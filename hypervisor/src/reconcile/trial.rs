@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use choir_core::sandbox::READY_WITHIN;
-use choir_core::{Generation, Limits, ReleaseId, SandboxId, Slot, UserId};
+use choir_core::{Generation, IdRange, Limits, ReleaseId, SandboxId, Slot, UserId};
 use choir_runtime::{AgentConfig, Notice, Spec};
+use choir_store::{ReleaseCopy, ReleaseState};
 use tokio::sync::oneshot;
 
 use super::admission::{Place, Turn};
 use super::{Fleet, launch};
-use choir_store::ReleaseState;
 
 /// How long a place to run in is waited for.
 const PLACE_WITHIN: Duration = Duration::from_secs(120);
@@ -18,53 +18,79 @@ const PLACE_WITHIN: Duration = Duration::from_secs(120);
 /// What a trial waits for: its agent came, or what happened instead.
 pub type Verdict = oneshot::Sender<Result<(), String>>;
 
+/// What came of a trial, where the release is not to blame for anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tried {
+    Started,
+    /// It could not be tried, and nothing says that it would not start.
+    NotYet,
+}
+
 impl Fleet {
-    /// Whether an agent comes out of it, in a container that equals its template.
-    pub async fn try_release(&self, release: &ReleaseId, user: &UserId) -> Result<(), String> {
+    /// Whether an agent comes out of it, in a container that equals its template; else why not.
+    pub async fn try_release(&self, release: &ReleaseId, user: &UserId) -> Result<Tried, String> {
         let sandbox = tried_in(release);
-        let _place = self.place_for(&sandbox).await?;
-        let copy = self.services.releases.copy_for(release, user).await?;
-        let limits = self
-            .services
-            .config
-            .limits()
-            .patched(&self.services.releases.config(release).await?.limits);
-        let volumes = &self.services.volumes;
-        let generation = Generation {
-            sandbox: sandbox.clone(),
-            number: 1,
+        let not_yet = |why: &str| {
+            tracing::warn!(%release, why, "a release could not be tried");
+            Ok(Tried::NotYet)
         };
+        let Some(_place) = self.place_for(&sandbox).await else {
+            return not_yet("as many sandboxes run as may");
+        };
+        let releases = &self.services.releases;
+        let (copy, config) = match (releases.copy_for(release, user).await, releases.config(release).await) {
+            (Ok(copy), Ok(config)) => (copy, config),
+            (Err(why), _) | (_, Err(why)) => return not_yet(&why),
+        };
+        let limits = self.services.config.limits().patched(&config.limits);
+        let generation = Generation { sandbox, number: 1 };
         let (tell, told) = oneshot::channel();
-        self.trials().insert(sandbox.clone(), Some(tell));
-        let tried = async {
-            volumes.derive(&copy.volume, sandbox.as_str()).await.map_err(text)?;
-            volumes.limit(sandbox.as_str(), limits.disk).await.map_err(text)?;
-            let spec = self.bare(&generation, copy.ids, limits);
-            self.services.runtime.create(&spec).await.map_err(text)?;
-            self.services.runtime.start(&generation).await.map_err(text)?;
-            match tokio::time::timeout(READY_WITHIN, told).await {
-                Ok(verdict) => verdict.unwrap_or_else(|_| Err("it was given up".to_owned())),
+        self.trials().insert(generation.sandbox.clone(), Some(tell));
+        let tried = match self.start_bare(&generation, &copy, limits).await {
+            Ok(()) => match tokio::time::timeout(READY_WITHIN, told).await {
+                Ok(Ok(verdict)) => verdict.map(|()| Tried::Started),
+                Ok(Err(_)) => not_yet("nobody listens any more"),
                 Err(_) => Err(format!("its agent did not come within {} s", READY_WITHIN.as_secs())),
-            }
+            },
+            Err(choir_runtime::Error::Unavailable(why)) => not_yet(&why),
+            Err(error) => Err(error.to_string()),
         };
-        let tried = tried.await.map_err(|reason| format!("it does not start: {reason}"));
-        let cleared = self.services.runtime.remove(&generation).await.map_err(text);
-        let cleared = match cleared {
-            Ok(()) => volumes.delete(sandbox.as_str()).await.map_err(text),
-            stays => stays,
+        self.clear_up(&generation).await;
+        tried.map_err(|reason| format!("it does not start: {reason}"))
+    }
+
+    async fn start_bare(
+        &self,
+        generation: &Generation,
+        copy: &ReleaseCopy,
+        limits: Limits,
+    ) -> choir_runtime::Result<()> {
+        let (volumes, runtime) = (&self.services.volumes, &self.services.runtime);
+        let volume = generation.sandbox.as_str();
+        volumes.derive(&copy.volume, volume).await?;
+        volumes.limit(volume, limits.disk).await?;
+        runtime.create(&self.bare(generation, copy.ids, limits)).await?;
+        runtime.start(generation).await
+    }
+
+    async fn clear_up(&self, generation: &Generation) {
+        let cleared = async {
+            self.services.runtime.remove(generation).await?;
+            self.services.volumes.delete(generation.sandbox.as_str()).await
         };
-        self.trials().remove(&sandbox);
-        if let Err(reason) = cleared {
-            tracing::warn!(%release, reason, "what a release was tried in stays until the next start");
+        if let Err(error) = cleared.await {
+            tracing::warn!(%generation, %error, "what a release was tried in stays until the next start");
         }
-        tried
+        self.trials().remove(&generation.sandbox);
     }
 
     /// Removes what a crash left of trials; their containers are gone by now.
     pub async fn clear_trials(&self) -> Result<(), choir_store::Error> {
         for release in self.services.store.releases().await? {
             let tried = tried_in(&release.id);
-            if release.state == ReleaseState::Rejected
+            // One that could not be tried is a candidate; what was left of its trial is no use to it.
+            if matches!(release.state, ReleaseState::Rejected | ReleaseState::Candidate)
+                && release.owner.is_some()
                 && let Err(error) = self.services.volumes.delete(tried.as_str()).await
             {
                 tracing::warn!(release = %release.id, %error, "what it was tried in stays");
@@ -103,20 +129,18 @@ impl Fleet {
         None
     }
 
-    async fn place_for(&self, sandbox: &SandboxId) -> Result<Place, String> {
+    async fn place_for(&self, sandbox: &SandboxId) -> Option<Place> {
         match self.admission.ask(sandbox) {
-            Turn::Now(place) => Ok(place),
+            Turn::Now(place) => Some(place),
             Turn::Later(place) => {
                 self.make_room();
-                let waited = tokio::time::timeout(PLACE_WITHIN, place).await;
-                let full = || "as many sandboxes run as may; stop one, and import it again".to_owned();
-                waited.ok().and_then(Result::ok).ok_or_else(full)
+                tokio::time::timeout(PLACE_WITHIN, place).await.ok()?.ok()
             }
         }
     }
 
     /// Nothing of a workspace, and nothing of what the release would start.
-    fn bare(&self, generation: &Generation, ids: choir_core::IdRange, limits: Limits) -> Spec {
+    fn bare(&self, generation: &Generation, ids: IdRange, limits: Limits) -> Spec {
         let nonce = self.nonce();
         Spec {
             generation: generation.clone(),
@@ -143,8 +167,4 @@ pub fn tried_in(release: &ReleaseId) -> SandboxId {
     format!("s-{letters}")
         .parse()
         .expect("ids differ by nothing but their prefix")
-}
-
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
 }

@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use super::Releases;
 use crate::error::{ApiError, ApiResult};
 use crate::fail;
+use crate::reconcile::trial::Tried;
 
 /// Archives that are received and unpacked at the same time, by all users.
 const AT_ONCE: usize = 2;
@@ -37,7 +38,7 @@ pub struct Wanted {
 }
 
 /// Starts a release of this user once, and says why it does not.
-pub type Trial = Box<dyn FnOnce(ReleaseId, UserId) -> BoxFuture<'static, Result<(), String>> + Send>;
+pub type Trial = Box<dyn FnOnce(ReleaseId, UserId) -> BoxFuture<'static, Result<Tried, String>> + Send>;
 
 /// What is under way.
 pub struct Making {
@@ -199,13 +200,16 @@ impl Releases {
         Ok(id)
     }
 
-    async fn import(&self, id: &ReleaseId, archive: &Path, trial: BoxFuture<'static, Result<(), String>>) {
+    async fn import(&self, id: &ReleaseId, archive: &Path, trial: BoxFuture<'static, Result<Tried, String>>) {
         let digest = self.volumes.import_image(id.as_str(), archive, self.making.most).await;
         let _ = std::fs::remove_file(archive);
         let imported = async {
             let digest = digest.map_err(super::text)?;
-            trial.await?;
-            self.store.release_tried(id, &digest).await.map_err(super::text)
+            match trial.await? {
+                Tried::Started => self.store.release_tried(id, &digest).await,
+                Tried::NotYet => self.store.release_imported(id, &digest).await,
+            }
+            .map_err(super::text)
         };
         match imported.await {
             Ok(()) => self.tell(id).await,

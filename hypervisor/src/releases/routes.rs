@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::auth::extract::{Body, Query};
 use crate::auth::{Caller, routes};
 use crate::error::{ApiError, ApiResult};
+use crate::reconcile::trial::Tried;
 use crate::workspaces::routes::Wait;
 
 routes! {
@@ -96,7 +97,7 @@ async fn upload(
     };
     let archive = request.into_body().into_data_stream();
     let fleet = app.fleet.clone();
-    let trial = |id: ReleaseId, user: UserId| -> BoxFuture<'static, Result<(), String>> {
+    let trial = |id: ReleaseId, user: UserId| -> BoxFuture<'static, Result<Tried, String>> {
         Box::pin(async move { fleet.try_release(&id, &user).await })
     };
     let making = app.releases.receive(&caller.user.id, wanted, archive, Box::new(trial));

@@ -14,7 +14,7 @@ use crate::support::{Answer, Browser};
 
 const RELEASES: &str = "/api/releases";
 
-async fn upload(browser: &mut Browser, query: &str, body: impl Into<Body>) -> Answer {
+pub(super) async fn upload(browser: &mut Browser, query: &str, body: impl Into<Body>) -> Answer {
     let request = Request::post(format!("{RELEASES}/archive?{query}"))
         .header("origin", "http://localhost:9090")
         .header("x-choir", "1")

@@ -22,6 +22,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::releases::upload;
 use super::wire::{clock, start_at};
 use super::{Box as Start, change, shown, workspace};
 
@@ -335,4 +336,19 @@ async fn what_the_service_refuses_is_asked_for_again_with_pauses_and_done_once_i
         assert_eq!(status.observed, Observed::Deleted);
     }
     assert_eq!(scene.start.sim.inspect(&first).await.unwrap(), Seen::Absent);
+}
+
+#[tokio::test]
+async fn an_image_that_could_not_be_tried_since_the_service_was_away_is_not_lost_for_it() {
+    for (answer, state) in [("", "candidate"), (REFUSAL, "rejected")] {
+        let scene = Scene::new(answer).await;
+        let mut ada = scene.start.ada().await;
+        scene.is_well(false);
+        upload(&mut ada, "name=alpine&wait_s=20", "image of alpine").await;
+        scene.is_well(true);
+        let listed = ada.get("/api/releases").await.expect(StatusCode::OK);
+        let made = listed["items"].as_array().unwrap();
+        let made = made.iter().find(|release| release["name"] == "alpine").unwrap();
+        assert_eq!(made["state"], state, "{made}");
+    }
 }
