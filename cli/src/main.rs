@@ -2,6 +2,7 @@
 //! script with a token could not know.
 
 mod args;
+mod build;
 mod config;
 mod context;
 mod deploying;

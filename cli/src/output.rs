@@ -76,7 +76,8 @@ pub fn duration(ms: u64) -> String {
 /// Bytes as people read them, in powers of 1024.
 pub fn bytes(bytes: u64) -> String {
     let (unit, shift) = match bytes {
-        0..0x10_0000 => ("KiB", 10),
+        0..0x400 => return format!("{bytes} B"),
+        0x400..0x10_0000 => ("KiB", 10),
         0x10_0000..0x4000_0000 => ("MiB", 20),
         _ => ("GiB", 30),
     };
@@ -111,7 +112,7 @@ mod tests {
         assert_eq!([ago(-5), ago(5), ago(65)], ["now", "5 s ago", "1 min ago"]);
         assert_eq!([ago(7200), ago(200_000)], ["2 h ago", "2 days ago"]);
         assert_eq!([duration(42), duration(1234)], ["42 ms", "1.2 s"]);
-        let sizes = [1536, 5 << 20, 3 << 29].map(bytes);
-        assert_eq!(sizes, ["1.5 KiB", "5.0 MiB", "1.5 GiB"]);
+        let sizes = [20, 1536, 5 << 20, 3 << 29].map(bytes);
+        assert_eq!(sizes, ["20 B", "1.5 KiB", "5.0 MiB", "1.5 GiB"]);
     }
 }

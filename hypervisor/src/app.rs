@@ -12,7 +12,7 @@ use choir_proxy::route::BoxFuture;
 use choir_proxy::{Answers, Dial, Forwarder, Io};
 use choir_runtime::Runtime;
 use choir_store::{AuditEvent, Store, WorkspaceView};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Auth;
@@ -56,6 +56,8 @@ pub struct App {
     pub providers: Arc<Providers>,
     pub outside: Outside,
     pub searches: Searches,
+    /// Who may compare volumes now.
+    pub diffs: Arc<Semaphore>,
     pub metrics_token: Option<String>,
 }
 

@@ -13,7 +13,7 @@ use choir_runtime::{Podman, PodmanOptions, Process, Runtime, Volumes, VolumesCli
 use choir_store::Store;
 use jiff::SignedDuration;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,7 @@ use crate::random::{OsRandom, Random, draw};
 use crate::reconcile::{Fleet, Services};
 use crate::releases::Releases;
 use crate::router::{ControlHost, router};
+use crate::snapshots;
 use crate::table::Table;
 
 /// How often a claim link is made anew while nobody has registered; it is good for 30 minutes.
@@ -114,6 +115,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         providers: Arc::new(Providers::new(&config.providers)?),
         outside,
         searches: Searches::default(),
+        diffs: Arc::new(Semaphore::new(snapshots::DIFFS_AT_ONCE)),
         metrics_token,
         config,
     }))

@@ -1,11 +1,13 @@
-//! choir-volumes: the one small program that runs as root. It does six things to volumes, named by
+//! choir-volumes: the one small program that runs as root. It does seven things to volumes, named by
 //! id, below one directory; `wire.rs` says how to ask. It must not know sandboxes, users or releases.
 
 #![deny(unsafe_code)]
 
 mod backend;
+mod diff;
 mod image;
 mod kernel;
+mod level;
 mod privileges;
 mod serve;
 mod shift;
@@ -21,7 +23,7 @@ use std::process::ExitCode;
 use rustix::fs::Mode;
 
 const HELP: &str = "\
-choir-volumes: creates, copies, limits and deletes the disks of sandboxes
+choir-volumes: creates, copies, compares, limits and deletes the disks of sandboxes
 
 usage: choir-volumes serve --dir DIR [--socket PATH] [--allow-uid N]... [--plain]
 

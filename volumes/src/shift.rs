@@ -8,14 +8,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, XattrFlags, chownat, fchmod, fchown, fgetxattr, fremovexattr,
-    fsetxattr, fstat, openat, syncfs,
+    fsetxattr, fstat, open, openat, syncfs,
 };
 use rustix::io::Errno;
 
-use crate::walk::walk;
+use crate::walk::{DIRECTORY, walk};
 
 const BASE: &str = "trusted.choir.base";
 const KEPT: &str = "trusted.choir.kept";
@@ -44,6 +45,11 @@ impl Base {
             from: number(from)?,
             to: number(to)?,
         })
+    }
+
+    /// Reads the mark of the tree at a path.
+    pub fn at(tree: &Path) -> io::Result<Self> {
+        Self::of(&open(tree, DIRECTORY, Mode::empty())?)
     }
 
     /// Writes the mark.

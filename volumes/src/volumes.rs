@@ -1,4 +1,4 @@
-//! The six verbs. A volume is `DIR/ID/{root,home}`; a name in DIR that begins with a dot is half
+//! The seven verbs. A volume is `DIR/ID/{root,home}`; a name in DIR that begins with a dot is half
 //! made or half deleted and is cleared at the next start. Must not know sockets.
 //!
 //! The size limit of a volume is kept as `trusted.choir.limit` of `DIR/ID`. It is enforced on each
@@ -25,6 +25,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::backend::Backend;
+use crate::diff::diff;
 use crate::kernel::{self, Counted};
 use crate::shift::{self, Base};
 use crate::unpack::unpack;
@@ -128,6 +129,7 @@ impl Volumes {
             Request::Usage { volume: Some(id) } => self.usage(&id),
             Request::Usage { volume: None } => self.pool(),
             Request::Shift { volume, base, size } => self.shift(&volume, base, size),
+            Request::Diff { from, to, most } => self.diff(&from, &to, most),
         };
         outcome.unwrap_or_else(|error| Response::Error { error })
     }
@@ -219,7 +221,7 @@ impl Volumes {
             let copied = self.backend.copy(&source, draft, ROOT, false);
             copied.map_err(|e| Failure::io("copy the root", e))?;
             self.inherit(&volume, draft, [true, false])?;
-            let base = base_of(&draft.join(ROOT)).map_err(|e| Failure::io("read the base", e))?;
+            let base = Base::at(&draft.join(ROOT)).map_err(|e| Failure::io("read the base", e))?;
             self.make_home(draft, base.to)?;
             Ok(Response::Done {})
         })
@@ -232,7 +234,7 @@ impl Volumes {
         let volume = self.writable(id)?;
         let work = || -> io::Result<()> {
             self.backend.remove(&volume, SPARE)?;
-            if base_of(&source)?.from == 0 {
+            if Base::at(&source)?.from == 0 {
                 chmod(&volume, Mode::from_raw_mode(0o700))?;
             }
             self.backend.copy(&source, &volume, SPARE, false)?;
@@ -347,6 +349,11 @@ impl Volumes {
             )),
             Err(error) => Err(Failure::io("shift the owners", error)),
         }
+    }
+
+    fn diff(&self, from: &VolumeId, to: &VolumeId, most: usize) -> Result<Response, Failure> {
+        let volumes = [self.existing(from)?, self.existing(to)?];
+        diff(&volumes, [HOME, ROOT], most).map(Response::Differs)
     }
 }
 
@@ -558,19 +565,11 @@ fn busy(id: &VolumeId) -> Failure {
     Failure::new(Code::Busy, message)
 }
 
-fn base_of(tree: &Path) -> io::Result<Base> {
-    Base::of(&open(tree, DIRECTORY, Mode::empty())?)
-}
-
 /// Until its ids are shifted, a volume may hold setuid programs of the host's root: nobody else may
 /// reach them.
 fn open_to_owner(volume: &Path) -> io::Result<()> {
-    let shifted = [ROOT, HOME]
-        .map(|tree| base_of(&volume.join(tree)))
-        .into_iter()
-        .collect::<io::Result<Vec<_>>>()?
-        .iter()
-        .all(|base| base.from != 0 && base.to != 0);
+    let bases = [Base::at(&volume.join(ROOT))?, Base::at(&volume.join(HOME))?];
+    let shifted = bases.iter().all(|base| base.from != 0 && base.to != 0);
     let mode = if shifted { 0o711 } else { 0o700 };
     Ok(chmod(volume, Mode::from_raw_mode(mode))?)
 }

@@ -13,6 +13,10 @@
 //! {"verb":"usage","volume":ID}                       -> {"bytes":N,"exclusive":N,"limit":N|null,"enforced":BOOL}
 //! {"verb":"usage"}                                   -> {"total":N,"free":N,"volumes":[ID...]}
 //! {"verb":"shift","volume":ID,"base":B,"size":S?}    -> {"files":N}
+//! {"verb":"diff","from":ID,"to":ID,"most":N?}        -> {"added":N,"removed":N,"changed":N,"added_bytes":N,
+//!                                                        "removed_bytes":N,"truncated":BOOL,"entries":[
+//!                                                        {"path":P,"change":"added"|"removed"|"changed",
+//!                                                         "before":N|null,"after":N|null}...]}
 //! anything that failed                               -> {"error":{"code":C,"message":"One sentence."}}
 //! ```
 //!
@@ -28,6 +32,15 @@
 //! - `delete` of what is absent succeeds.
 //! - `usage` counts bytes as of the file system's last commit, at most 30 s ago on btrfs.
 //! - `shift` is idempotent and may be repeated after a crash; `size` is 65536 if not given.
+//! - `diff` tells what `to` has, has not, or has otherwise than `from`, sorted by path, one name after the
+//!   other. A path is `root` or `home` and what is below it; bytes that are not UTF-8, control characters
+//!   and backslashes are `\xNN`. `before` and `after` are bytes of a file, 0 of anything else, null where
+//!   it is not there. Type, mode, owner, size, time of the last write and a link's target count, of a directory
+//!   the first three. No file is read: what keeps size and time is not seen, nor are extended
+//!   attributes. Nested subvolumes are left out. At most `most` entries (1000 if not given, and at most)
+//!   are told, and the line is below 2 MiB. `truncated` says that not all was told, or, after 20 s,
+//!   2,000,000 names, 64 MiB of names or below 128 directories, not all was compared. What goes away
+//!   meanwhile is left out. Nothing waits for a `diff`; `busy` says that a volume was replaced meanwhile.
 //! - Codes: `not_found`, `exists`, `invalid`, `busy` (another request is changing that volume: try
 //!   again), `no_space`, `refused`, `internal`.
 
@@ -127,6 +140,13 @@ pub enum Request {
         #[serde(default = "id_range")]
         size: u32,
     },
+    /// What differs between two volumes.
+    Diff {
+        from: VolumeId,
+        to: VolumeId,
+        #[serde(default = "most_entries")]
+        most: usize,
+    },
 }
 
 fn most_bytes() -> u64 {
@@ -135,6 +155,11 @@ fn most_bytes() -> u64 {
 
 fn id_range() -> u32 {
     65_536
+}
+
+/// Entries of a `diff` that are told where no number is given, and at most.
+pub fn most_entries() -> usize {
+    1000
 }
 
 /// One answer line.
@@ -167,9 +192,62 @@ pub enum Response {
     Shifted {
         files: u64,
     },
+    Differs(Diff),
     Error {
         error: Failure,
     },
+}
+
+/// What differs between two volumes.
+#[derive(Debug, Default, Serialize)]
+pub struct Diff {
+    pub added: u64,
+    pub removed: u64,
+    pub changed: u64,
+    pub added_bytes: u64,
+    pub removed_bytes: u64,
+    pub truncated: bool,
+    pub entries: Vec<Entry>,
+}
+
+/// One path that differs.
+#[derive(Debug, Serialize)]
+pub struct Entry {
+    pub path: String,
+    pub change: Change,
+    pub before: Option<u64>,
+    pub after: Option<u64>,
+}
+
+/// How a path differs.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    Added,
+    Removed,
+    Changed,
+}
+
+/// A file's name as text: bytes that are not UTF-8, control characters and backslashes are `\xNN`.
+pub fn escaped(name: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in name.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() || c == '\\' {
+                escape(c.encode_utf8(&mut [0; 4]).as_bytes(), &mut text);
+            } else {
+                text.push(c);
+            }
+        }
+        escape(chunk.invalid(), &mut text);
+    }
+    text
+}
+
+fn escape(bytes: &[u8], text: &mut String) {
+    for byte in bytes {
+        text.push_str(&format!("\\x{byte:02x}"));
+    }
 }
 
 /// Why a request failed.

@@ -10,20 +10,24 @@ use choir_core::{ReleaseConfig, ReleaseId, Slot};
 use clap::Subcommand;
 use serde_json::json;
 
+use crate::build::{self, Asked};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{ago, bytes, table};
+use crate::verbs::exec::variable;
 use crate::{progress, registry};
 
 /// How long one call waits for an import; then it asks again.
 const CALL: Duration = Duration::from_secs(60);
+/// Of the boxes that this is for.
+pub const ARCHITECTURE: &str = "amd64";
 /// Between two looks at one that takes longer.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// List, make and delete what sandboxes can start from
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  choir releases\n  choir releases make --from dev --name with-postgres\n  choir releases import image.tar --name alpine --config config.json\n  choir releases pull debian:12\n  choir releases rm r-…\nAn image archive is what `podman save` or `docker save` writes. From a registry this program fetches an image itself; the hypervisor speaks to none, and no sandbox sees your logins. Of what the image says of how to run it nothing is used: give `start`, `env`, `app_port` and `health` in the configuration."
+    after_help = "Example:\n  choir releases\n  choir releases make --from dev --name with-postgres\n  choir releases import image.tar --name alpine --config config.json\n  choir releases pull debian:12\n  choir releases build . --name blog --arg VERSION=3\n  choir releases rm r-…\nAn image archive is what `podman save` or `docker save` writes. From a registry this program fetches an image itself; the hypervisor speaks to none, and no sandbox sees your logins. Of what the image says of how to run it nothing is used: give `start`, `env`, `app_port` and `health` in the configuration."
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -66,12 +70,30 @@ pub enum What {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// Of the images of one name, that for Linux on this
-        #[arg(long, default_value = "amd64")]
+        #[arg(long, default_value = ARCHITECTURE)]
         arch: String,
+    },
+    /// Make one of a Dockerfile or a devcontainer.json, whose steps run in a workspace that is deleted at the end
+    #[command(after_help = BUILDING)]
+    Build {
+        /// What COPY copies from, and where the file is looked for
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// One that ends with .json is a devcontainer.json [default: DIR/Dockerfile, else its devcontainer.json]
+        #[arg(long, value_name = "PATH")]
+        file: Option<PathBuf>,
+        /// [default: as the devcontainer.json says, else the directory's name]
+        #[arg(long)]
+        name: Option<String>,
+        /// The value of an ARG; may be repeated
+        #[arg(long = "arg", value_name = "KEY=VALUE", value_parser = variable)]
+        args: Vec<(String, String)>,
     },
     /// Delete one that nothing uses
     Rm { id: ReleaseId },
 }
+
+const BUILDING: &str = "Example:\n  choir releases build .\n  choir releases build blog --file blog/web.Dockerfile --name web --arg VERSION=3\n\nFROM names a release of this box by its name, id or image; `default` is the one that new workspaces start from. One that is not here is fetched as by `choir releases pull`, for linux/amd64. What that release starts runs while the steps do.\nRUN is root until USER says otherwise, and has 30 minutes. CMD and ENTRYPOINT become what the release starts, as the user choir in WORKDIR; the first EXPOSE is the app's port. One stage can be built; here-documents, --mount, HEALTHCHECK, SHELL and ONBUILD are refused, LABEL, MAINTAINER, STOPSIGNAL and VOLUME are of no effect, and .dockerignore is not read.\nThe commands of a devcontainer.json run as the user choir in its home, without a copy of DIR. What a step writes to /home/choir is not in the release; `sudo` puts things elsewhere.";
 
 pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
     let client = ctx.client()?;
@@ -109,13 +131,22 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
             arch,
         }) => {
             let config = config.as_deref().map(read).transpose()?;
-            let pulled = progress::watch("pull", ctx.json, registry::pull(image, arch)).await?;
-            if !ctx.json {
-                eprintln!("{}", pulled.pinned);
-            }
-            let name = name.clone().unwrap_or(pulled.name);
-            let importing = import(&client, pulled.archive, &name, config.as_ref());
-            let made = progress::watch("import", ctx.json, importing).await?;
+            let made = pull(ctx, &client, image, arch, name.as_deref(), config.as_ref()).await?;
+            tell(ctx, &made)
+        }
+        Some(What::Build {
+            directory,
+            file,
+            name,
+            args,
+        }) => {
+            let asked = Asked {
+                directory,
+                file: file.as_deref(),
+                name: name.as_deref(),
+                args: args.iter().cloned().collect(),
+            };
+            let made = build::build(ctx, asked).await?;
             tell(ctx, &made)
         }
         Some(What::Rm { id }) => {
@@ -123,6 +154,21 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
             ctx.show(&json!({"deleted": id}), || format!("{id} is gone"))
         }
     }
+}
+
+/// Fetches an image and imports it.
+pub async fn pull(
+    ctx: &Context,
+    client: &Client,
+    image: &str,
+    arch: &str,
+    name: Option<&str>,
+    config: Option<&ReleaseConfig>,
+) -> Result<Release, Failure> {
+    let pulled = progress::watch("pull", ctx.json, registry::pull(image, arch)).await?;
+    eprintln!("{}", pulled.pinned);
+    let importing = import(client, pulled.archive, name.unwrap_or(&pulled.name), config);
+    progress::watch("import", ctx.json, importing).await
 }
 
 async fn import(

@@ -1,9 +1,11 @@
-//! When a snapshot is due by itself, and which are worth their room. It must not know how one is taken.
+//! When a snapshot is due by itself, which are worth their room, and what differs between two. It must not know how one is
+//! taken or compared.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::sandbox::Observed;
 
@@ -44,6 +46,41 @@ pub fn thin<T>(newest_first: &[(T, Timestamp)], now: Timestamp) -> Vec<&T> {
         }
     }
     gone
+}
+
+/// What differs between what a sandbox held at two moments.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diff {
+    pub added: u64,
+    pub removed: u64,
+    pub changed: u64,
+    /// In the files that were added.
+    pub added_bytes: u64,
+    pub removed_bytes: u64,
+    /// Not all is in `entries`, or, of very many files, not all was compared.
+    pub truncated: bool,
+    pub entries: Vec<Differs>,
+}
+
+/// One path that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Differs {
+    /// As inside the sandbox; bytes that are not UTF-8, control characters and backslashes are `\xNN`.
+    pub path: String,
+    pub change: Change,
+    /// Bytes of a file, 0 of anything else, nothing where it was not there.
+    pub before: Option<u64>,
+    pub after: Option<u64>,
+}
+
+/// How a path differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    Added,
+    Removed,
+    /// Another type, mode, owner, size, time or target; contents are not read.
+    Changed,
 }
 
 #[cfg(test)]

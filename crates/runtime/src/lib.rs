@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
+use choir_core::snapshot::Diff;
 use choir_core::{Door, Generation, IdRange, Limits, SandboxId, Slot};
 pub use choir_link::message::{AGENT_DIR, BUNDLE};
 pub use choir_link::{AgentConfig, ListenerKind, sweep};
@@ -218,6 +219,8 @@ pub trait Volumes: Send + Sync {
     async fn delete(&self, volume: &str) -> Result<()>;
     async fn limit(&self, volume: &str, bytes: u64) -> Result<()>;
     async fn usage(&self, volume: &str) -> Result<Usage>;
+    /// What `to` holds otherwise than `from`, with at most `most` paths as inside a sandbox. Either may change meanwhile.
+    async fn diff(&self, from: &str, to: &str, most: usize) -> Result<Diff>;
 }
 
 /// Where the real runtimes find things on this host.

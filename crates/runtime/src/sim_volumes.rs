@@ -5,8 +5,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use choir_core::snapshot::{Change, Diff, Differs};
 use choir_core::{IdRange, SandboxId};
 
+use crate::template::HOME;
 use crate::{Error, Result, Space, Usage, Volumes};
 
 /// Clones are the same disk.
@@ -148,6 +150,29 @@ impl Volumes for SimVolumes {
             bytes: 4096,
             limit,
             enforced: limit.is_some(),
+        })
+    }
+
+    async fn diff(&self, from: &str, to: &str, most: usize) -> Result<Diff> {
+        let (from, to) = (self.read(from)?, self.read(to)?);
+        let parts = [(HOME, from.1, to.1), ("/root", from.0, to.0)];
+        let mut entries: Vec<Differs> = parts
+            .into_iter()
+            .filter(|(_, before, after)| before != after)
+            .map(|(path, before, after)| Differs {
+                path: path.to_owned(),
+                change: Change::Changed,
+                before: Some(before.len() as u64),
+                after: Some(after.len() as u64),
+            })
+            .collect();
+        let changed = entries.len();
+        entries.truncate(most);
+        Ok(Diff {
+            changed: changed as u64,
+            truncated: changed > most,
+            entries,
+            ..Diff::default()
         })
     }
 }

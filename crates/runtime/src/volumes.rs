@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use choir_core::snapshot::Diff;
 use choir_core::{IdRange, SandboxId};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Deserialize;
@@ -16,13 +17,19 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
+use crate::template::HOME;
 use crate::{Error, Result, Space, Usage, Volumes};
 
 /// What only changes names and numbers.
 const QUICK: Duration = Duration::from_secs(60);
 /// What walks all files of a volume, where the disk cannot share them.
 const SLOW: Duration = Duration::from_secs(1800);
+/// What compares two volumes for 20 s at most, one after the other.
+const COMPARING: Duration = Duration::from_secs(120);
+/// How long a volume is waited for that something else has.
+const BUSY_FOR: Duration = Duration::from_secs(30);
 /// The longest answer: the list of all volumes.
 const MAX_ANSWER: u64 = 4 << 20;
 
@@ -84,9 +91,29 @@ impl VolumesClient {
         }
     }
 
+    /// A volume that another request is changing is asked for again: what holds it mostly takes milliseconds.
     async fn try_ask<T: DeserializeOwned>(
         &self,
         request: Value,
+        archive: Option<BorrowedFd<'_>>,
+        by: Duration,
+    ) -> Result<T, Failure> {
+        let given_up = Instant::now() + BUSY_FOR;
+        let mut wait = Duration::from_millis(5);
+        loop {
+            match self.ask_once(&request, archive, by).await {
+                Err(Failure::Refused(refusal)) if refusal.code == "busy" && Instant::now() + wait < given_up => {
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_millis(500));
+                }
+                answered => return answered,
+            }
+        }
+    }
+
+    async fn ask_once<T: DeserializeOwned>(
+        &self,
+        request: &Value,
         archive: Option<BorrowedFd<'_>>,
         by: Duration,
     ) -> Result<T, Failure> {
@@ -111,7 +138,7 @@ impl VolumesClient {
         Ok(unpacked.sha256)
     }
 
-    async fn exchange(&self, request: Value, archive: Option<BorrowedFd<'_>>) -> io::Result<String> {
+    async fn exchange(&self, request: &Value, archive: Option<BorrowedFd<'_>>) -> io::Result<String> {
         let _turn = self.turns.acquire().await.map_err(io::Error::other)?;
         let mut stream = UnixStream::connect(&self.socket).await?;
         let line = format!("{request}\n");
@@ -166,6 +193,16 @@ impl From<Failure> for Error {
                 _ => Error::Refused(refusal.message),
             },
         }
+    }
+}
+
+/// Where a sandbox has what is at a path of its volume.
+fn inside(path: &str) -> String {
+    match path.split_once('/') {
+        Some(("home", below)) => format!("{HOME}/{below}"),
+        Some((_, below)) => format!("/{below}"),
+        None if path == "home" => HOME.to_owned(),
+        None => "/".to_owned(),
     }
 }
 
@@ -246,5 +283,14 @@ impl Volumes for VolumesClient {
 
     async fn usage(&self, volume: &str) -> Result<Usage> {
         self.ask(json!({"verb": "usage", "volume": volume}), None, QUICK).await
+    }
+
+    async fn diff(&self, from: &str, to: &str, most: usize) -> Result<Diff> {
+        let request = json!({"verb": "diff", "from": from, "to": to, "most": most});
+        let mut diff: Diff = self.ask(request, None, COMPARING).await?;
+        for entry in &mut diff.entries {
+            entry.path = inside(&entry.path);
+        }
+        Ok(diff)
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use choir_core::snapshot::Diff;
 use choir_core::{IdRange, SandboxId};
 use choir_runtime::{Error, SimVolumes, Volumes, VolumesClient};
 use tempfile::TempDir;
@@ -87,6 +88,12 @@ async fn a_release_becomes_sandboxes_and_snapshots(volumes: &dyn Volumes, archiv
     for _ in 0..2 {
         volumes.snapshot(sandbox.as_str(), "p-one", true).await.unwrap();
     }
+    let nothing = volumes.diff("p-one", sandbox.as_str(), 10).await.unwrap();
+    assert_eq!(nothing, Diff::default());
+    assert!(matches!(
+        volumes.diff("p-one", "p-none", 10).await,
+        Err(Error::NotFound)
+    ));
     let mut all = volumes.list().await.unwrap();
     all.sort();
     assert_eq!(all, ["p-one", "r-one", sandbox.as_str()]);
@@ -121,6 +128,14 @@ async fn the_helper_makes_volumes_from_an_archive() {
     assert!(String::from_utf8(sum.stdout).unwrap().starts_with(&digest));
     let motd = helper.dir.path().join("v/r-two/root/etc/motd");
     assert_eq!(std::fs::read_to_string(motd).unwrap(), "hello\n");
+    helper.client.snapshot("r-two", "p-two", false).await.unwrap();
+    for path in ["root/etc/new", "home/new"] {
+        std::fs::write(helper.dir.path().join("v/p-two").join(path), "four").unwrap();
+    }
+    let diff = helper.client.diff("r-two", "p-two", 10).await.unwrap();
+    let paths: Vec<&str> = diff.entries.iter().map(|e| e.path.as_str()).collect();
+    assert_eq!(paths, ["/home/choir/new", "/etc/new"]);
+    assert_eq!((diff.added, diff.added_bytes), (2, 8));
     let missing = helper.client.import("r-three", Path::new("/nowhere.tar")).await;
     assert!(matches!(missing, Err(Error::Refused(why)) if why.contains("/nowhere.tar")));
 }

@@ -1,9 +1,11 @@
-//! Snapshots: taken, thinned out and deleted. The row comes before the volume and goes after it. It must not know HTTP.
+//! Snapshots: taken, compared, thinned out and deleted. The row comes before the volume and goes after it. It must not know
+//! HTTP.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use choir_core::sandbox::Observed;
+use choir_core::snapshot::Diff;
 use choir_core::{Slot, SnapshotId, WorkspaceId};
 use choir_store::{AuditEvent, Deployment, Snapshot, TakenFor, WorkspaceView};
 
@@ -18,6 +20,11 @@ mod schedule;
 
 /// How long the volume of a new sandbox is waited for.
 const MADE_WITHIN: Duration = Duration::from_secs(60);
+/// Volumes are walked for many seconds, and only so many users may have that done at once.
+pub const DIFFS_AT_ONCE: usize = 2;
+const MOST_DIFFERENCES: usize = 1000;
+/// When to ask again, where as many are under way.
+const RETRY_S: u64 = 5;
 
 impl App {
     /// Takes a snapshot of a slot that somebody asked for.
@@ -89,6 +96,41 @@ impl App {
                 Err(ApiError::conflict("no_files", message))
             }
             found => Ok(found.map(drop)?),
+        }
+    }
+
+    /// What another snapshot, or a slot now, holds otherwise than a snapshot.
+    pub async fn diff_snapshots(
+        &self,
+        view: &WorkspaceView,
+        from: &SnapshotId,
+        to: Option<&SnapshotId>,
+        slot: Slot,
+    ) -> ApiResult<Diff> {
+        let of = &view.workspace.id;
+        let from = self.store.snapshot(of, from).await?.id.to_string();
+        let to = match to {
+            Some(to) => self.store.snapshot(of, to).await?.id.to_string(),
+            None => {
+                self.has_files(view, slot).await?;
+                view.slot(slot).id.to_string()
+            }
+        };
+        let turn = self.diffs.clone().try_acquire_owned();
+        let turn = turn.map_err(|_| ApiError::too_many(RETRY_S))?;
+        let volumes = self.fleet.services.volumes.clone();
+        // Apart, since the work goes on when a caller goes away, and counts until it ends.
+        let compared = tokio::spawn(async move {
+            let _turn = turn;
+            volumes.diff(&from, &to, MOST_DIFFERENCES).await
+        });
+        match compared.await.map_err(ApiError::internal)? {
+            Err(choir_runtime::Error::NotFound) => Err(ApiError::not_found()),
+            Err(choir_runtime::Error::Busy(_)) => {
+                let message = "What is compared was replaced meanwhile; try again.";
+                Err(ApiError::conflict("busy", message))
+            }
+            compared => Ok(compared?),
         }
     }
 

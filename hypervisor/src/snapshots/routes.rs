@@ -6,8 +6,10 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use choir_api::workspaces as api;
+use choir_core::snapshot::Diff;
 use choir_core::{Slot, SnapshotId};
 use choir_store::{Snapshot, SnapshotState, TakenFor, WorkspaceView};
+use serde::Deserialize;
 
 use crate::app::App;
 use crate::auth::extract::Query;
@@ -23,6 +25,7 @@ routes! {
     User POST post "/api/workspaces/{ws}/slots/{slot}/snapshots" => take;
     User GET get "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}" => show;
     User DELETE delete "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}" => remove;
+    User GET get "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}/diff" => diff;
     User POST post "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}/restore" => restore;
 }
 
@@ -82,6 +85,24 @@ async fn remove(State(app): State<Arc<App>>, caller: Caller, Path((ws, slot, id)
     let (view, _) = find(&app, &caller, &ws, &slot).await?;
     app.delete_snapshot(&view, &id_of(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+struct Against {
+    /// Another snapshot; what the slot holds now where missing.
+    to: Option<String>,
+}
+
+async fn diff(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((ws, slot, id)): OnePath,
+    Query(against): Query<Against>,
+) -> ApiResult<Json<Diff>> {
+    let (view, slot) = find(&app, &caller, &ws, &slot).await?;
+    let to = against.to.as_deref().map(id_of).transpose()?;
+    let diff = app.diff_snapshots(&view, &id_of(&id)?, to.as_ref(), slot).await?;
+    Ok(Json(diff))
 }
 
 async fn restore(

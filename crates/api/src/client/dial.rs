@@ -41,12 +41,24 @@ pub(super) fn http(base: &Url, tls: &Arc<rustls::ClientConfig>) -> Result<reqwes
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(KEPT_IDLE)
         .user_agent(concat!("choir/", env!("CARGO_PKG_VERSION")))
-        .dns_resolver(Loopback);
+        .dns_resolver(Loopback)
+        .retry(once_more(base));
     if base.host_str().is_some_and(is_local) {
         // A proxy set in the environment has another idea of what `localhost` is.
         builder = builder.no_proxy();
     }
     builder.build().map_err(|e| ClientError::unreachable(base.as_str(), &e))
+}
+
+/// A hypervisor that restarts closes connections that are kept; whoever asks something of one just then asks once more.
+fn once_more(base: &Url) -> reqwest::retry::Builder {
+    reqwest::retry::for_host(base.host_str().unwrap_or_default().to_owned())
+        .max_retries_per_request(1)
+        .no_budget()
+        .classify_fn(|attempt| match attempt.error() {
+            Some(_) if attempt.method() == reqwest::Method::GET => attempt.retryable(),
+            _ => attempt.success(),
+        })
 }
 
 /// A connection to the URL's host for protocols other than plain HTTP.

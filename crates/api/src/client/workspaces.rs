@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use choir_core::snapshot::Diff;
 use choir_core::{Name, ReleaseConfig, ReleaseId, Slot, SnapshotId, WorkspaceSettings};
 use reqwest::Method;
 use reqwest::header::ACCEPT;
@@ -11,6 +12,9 @@ use crate::workspaces::{
     CreateRelease, CreateWorkspace, Deploy, Deployment, EffectiveConfig, Fork, LogLine, Page, Release, Rollback,
     SlotStats, SlotView, Snapshot, Workspace,
 };
+
+/// As long as the hypervisor waits for a comparison.
+const COMPARING: Duration = Duration::from_secs(120);
 
 /// What can be asked of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,6 +220,25 @@ impl Client {
                 .await?,
         )
         .await
+    }
+
+    /// What another snapshot, or the slot now, holds otherwise than a snapshot.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn diff_snapshots(
+        &self,
+        name: &Name,
+        slot: Slot,
+        from: &SnapshotId,
+        to: Option<&SnapshotId>,
+    ) -> Result<Diff, ClientError> {
+        let mut path = format!("{}/snapshots/{from}/diff", slot_path(name, slot));
+        if let Some(to) = to {
+            path.push_str(&format!("?to={to}"));
+        }
+        let request = Request::new(Method::GET, path).patient(Some(COMPARING));
+        read(self.send(request).await?).await
     }
 
     /// # Errors

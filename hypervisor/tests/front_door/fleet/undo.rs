@@ -1,6 +1,7 @@
 //! Rollback, deploy, restore, fork and snapshots: what they bring back and what they keep.
 
 mod crashes;
+mod diff;
 mod guard;
 mod schedule;
 
