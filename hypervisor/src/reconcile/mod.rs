@@ -375,6 +375,7 @@ impl Fleet {
             refill: sandbox.refill.clone(),
             heard: None,
             thaw_asked: false,
+            pause_asked: false,
             limits_stale: present.limits_stale,
             // A minute that passed while the hypervisor restarted still counts.
             heeded: self.now() - CAUGHT_UP,

@@ -99,6 +99,8 @@ pub struct Worker {
     pub heard: Option<u64>,
     /// A request came while the pause was under way.
     pub thaw_asked: bool,
+    /// It is to be frozen once the effect that is under way is done.
+    pub pause_asked: bool,
     /// Limits in the database may differ from those in force.
     pub limits_stale: bool,
     /// The last minute of its schedule that was heeded.
@@ -157,6 +159,7 @@ impl Worker {
                 self.refill(refill);
                 let _ = heard.send(());
             }
+            Ask::Pause if self.effect => self.pause_asked = true,
             Ask::Pause => self.pause().await,
             Ask::Shed => self.shed().await,
             Ask::GiveWay => self.give_way("sandbox.give_way").await,
@@ -450,6 +453,10 @@ impl Worker {
         }
         if std::mem::take(&mut self.thaw_asked) && matches!(self.observed, Observed::Paused { .. }) {
             self.thaw();
+            return;
+        }
+        if std::mem::take(&mut self.pause_asked) && matches!(self.observed, Observed::Ready { .. }) {
+            self.pause().await;
             return;
         }
         if self.desired != Desired::Running && self.observed.generation().is_none() {

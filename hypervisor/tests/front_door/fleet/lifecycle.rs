@@ -522,3 +522,19 @@ async fn a_sandbox_that_was_frozen_unknown_to_the_service_is_replaced_and_does_n
     let status = handle.settle(SOON, again).await;
     assert!(again(&status), "{status:?}");
 }
+
+#[tokio::test]
+async fn a_sandbox_whose_limits_are_being_set_is_frozen_right_after() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    let view = start.app.store.all_workspaces().await.unwrap().remove(0);
+    let handle = start.app.fleet.handle(&live).unwrap();
+    start.app.fleet.limits_changed(&view).await;
+    handle.pause().await;
+    let status = handle
+        .settle(SOON, |s| matches!(s.observed, Observed::Paused { .. }))
+        .await;
+    assert!(matches!(status.observed, Observed::Paused { .. }), "{status:?}");
+}
