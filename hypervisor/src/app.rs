@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use choir_api::events::{WORKSPACE, WorkspaceChanged};
 use choir_broker::Vault;
-use choir_core::settings::PerSlot;
-use choir_core::{Door, Generation, Hosts, SandboxHost, Slot};
+use choir_core::{Door, Generation, Hosts, Own, ReleaseConfig, SandboxHost, Slot};
 use choir_proxy::route::BoxFuture;
 use choir_proxy::{Answers, Dial, Forwarder, Io};
 use choir_runtime::Runtime;
@@ -23,7 +22,7 @@ use crate::events::Events;
 use crate::prove::Searches;
 use crate::providers::Providers;
 use crate::random::Random;
-use crate::reconcile::{DataPlane, Fleet, launch};
+use crate::reconcile::{DataPlane, Fleet, Handle};
 use crate::releases::Releases;
 use crate::table::{Entry, Table, Target};
 
@@ -97,32 +96,32 @@ impl App {
             workspace: workspace.id.clone(),
             owner: workspace.user.clone(),
             epoch: workspace.epoch,
-            app_port: PerSlot {
-                live: self.app_port(view, Slot::Live).await,
-                dev: self.app_port(view, Slot::Dev).await,
-            },
             access: settings.access.unwrap_or_default(),
             ports: settings.ports.clone().unwrap_or_default(),
             service_workers: settings.service_workers.unwrap_or(false),
             forward_authorization: settings.forward_authorization.unwrap_or(false),
-            live: Target::new(live, Slot::Live, self.starts_within(view, Slot::Live).await),
-            dev: Target::new(dev, Slot::Dev, self.starts_within(view, Slot::Dev).await),
+            live: self.target(view, Slot::Live, live).await,
+            dev: self.target(view, Slot::Dev, dev).await,
         };
         self.table
             .publish(workspace.user_name.clone(), workspace.name.clone(), entry);
         self.fleet.policy_changed(view).await;
     }
 
-    /// The port of a slot's app: the workspace's setting over the release's.
-    pub async fn app_port(&self, view: &WorkspaceView, slot: Slot) -> u16 {
+    /// What a slot's hosts lead to.
+    async fn target(&self, view: &WorkspaceView, slot: Slot, handle: Handle) -> Target {
         let release = self.releases.config(&view.slot(slot).release).await.unwrap_or_default();
-        launch::app_port(view, &release)
+        let set = ReleaseConfig {
+            app_port: view.workspace.settings.app_port.or(release.app_port),
+            ..release
+        };
+        Target::new(handle, set)
     }
 
-    /// How long what the slot's release starts may take to listen.
-    async fn starts_within(&self, view: &WorkspaceView, slot: Slot) -> Duration {
-        let release = self.releases.config(&view.slot(slot).release).await.unwrap_or_default();
-        launch::starts_within(&release)
+    /// What the home of a slot's sandbox says of how to run it.
+    pub(crate) fn says(&self, view: &WorkspaceView, slot: Slot) -> Arc<Own> {
+        let handle = self.fleet.handle(&view.slot(slot).id);
+        handle.map(|handle| handle.says()).unwrap_or_default()
     }
 
     /// Where a slot's app is served.

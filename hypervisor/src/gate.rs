@@ -61,12 +61,12 @@ impl Gatekeeper {
         }
         let (entry, port, generation) = loop {
             let entry = self.app.table.get(&host.user, &host.workspace);
-            let Some((entry, port)) = entry.and_then(|e| admitted_port(&e, host, session.as_deref()).map(|p| (e, p)))
-            else {
+            let Some(entry) = entry.filter(|entry| may_open(entry, host, session.as_deref())) else {
                 return Err(self.turn_away(&name, head, session.is_some()));
             };
             let handle = &entry.slot(host.slot).handle;
             if let Some(generation) = handle.ready() {
+                let port = entry.port(host);
                 break (entry, port, generation);
             }
             self.wake(handle, head, session.is_some()).await?;
@@ -170,15 +170,12 @@ impl Gate for Gatekeeper {
     }
 }
 
-/// The port the host leads to, if this visitor may open it.
-fn admitted_port(entry: &Entry, host: &SandboxHost, session: Option<&SessionRef>) -> Option<u16> {
-    let (port, access) = entry.port(host);
-    let allowed = match access {
+fn may_open(entry: &Entry, host: &SandboxHost, session: Option<&SessionRef>) -> bool {
+    match entry.access(host) {
         Access::Public => true,
         Access::Members => session.is_some(),
         Access::Private => session.is_some_and(|s| s.user.id == entry.owner),
-    };
-    allowed.then_some(port)
+    }
 }
 
 /// Shown to a person while a sandbox wakes; it asks again by itself, without script.

@@ -3,15 +3,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use choir_core::sandbox::Observed;
-use choir_core::settings::{Access, PerSlot};
-use choir_core::{Generation, Name, SandboxHost, Slot, UserId, WorkspaceId};
+use choir_core::settings::{Access, DEFAULT_APP_PORT, PerSlot};
+use choir_core::{Generation, Name, ReleaseConfig, SandboxHost, Slot, UserId, WorkspaceId};
 use choir_proxy::Route;
 
-use crate::reconcile::Handle;
+use crate::reconcile::{Handle, launch};
 
 /// One workspace's hosts.
 pub struct Entry {
@@ -19,7 +19,6 @@ pub struct Entry {
     pub owner: UserId,
     /// The workspace's epoch; an older one never replaces a newer.
     pub epoch: u64,
-    pub app_port: PerSlot<u16>,
     pub access: PerSlot<Access>,
     pub ports: BTreeMap<u16, Access>,
     pub service_workers: bool,
@@ -31,19 +30,17 @@ pub struct Entry {
 /// What a slot points at.
 pub struct Target {
     pub handle: Handle,
-    slot: Slot,
-    /// How long the programs that a new generation starts may take to listen; zero where it starts none.
-    starts_within: Duration,
+    /// How to run it, but for what its home says on top.
+    set: ReleaseConfig,
     /// Routes into the present generation by port, made at first use.
     routes: ArcSwap<HashMap<(u64, u16), Arc<Route>>>,
 }
 
 impl Target {
-    pub fn new(handle: Handle, slot: Slot, starts_within: Duration) -> Self {
+    pub fn new(handle: Handle, set: ReleaseConfig) -> Self {
         Self {
             handle,
-            slot,
-            starts_within,
+            set,
             routes: ArcSwap::default(),
         }
     }
@@ -56,9 +53,19 @@ impl Target {
                 generation: number,
                 attempt: 1..,
                 ..
-            } if number == generation.number => Some(Instant::now() + self.starts_within),
+            } if number == generation.number => {
+                let config = self.handle.says().over(&self.set);
+                Some(Instant::now() + launch::starts_within(&config))
+            }
             _ => None,
         }
+    }
+
+    /// The port that the app of the generation that is there listens on.
+    fn app_port(&self) -> u16 {
+        let own = self.handle.says();
+        let own = own.config().and_then(|own| own.app_port);
+        own.or(self.set.app_port).unwrap_or(DEFAULT_APP_PORT)
     }
 
     /// The route to a port of a generation; shared by all requests to it.
@@ -73,7 +80,7 @@ impl Target {
             service_workers: entry.service_workers,
             forward_authorization: entry.forward_authorization,
             listens_by: self.listens_by(generation),
-            judged: port == *entry.app_port.get(self.slot),
+            judged: port == self.app_port(),
             activity: self.handle.activity.clone(),
         });
         self.routes.rcu(|routes| {
@@ -97,13 +104,17 @@ impl Entry {
         }
     }
 
-    /// Which port a host leads to, and who may open it.
-    pub fn port(&self, host: &SandboxHost) -> (u16, Access) {
-        let app = *self.app_port.get(host.slot);
+    /// Who may open a host.
+    pub fn access(&self, host: &SandboxHost) -> Access {
         match host.port {
-            None => (app, *self.access.get(host.slot)),
-            Some(port) => (port, self.ports.get(&port).copied().unwrap_or_default()),
+            None => *self.access.get(host.slot),
+            Some(port) => self.ports.get(&port).copied().unwrap_or_default(),
         }
+    }
+
+    /// Which port a host leads to. To be asked once its sandbox is ready: its home may say.
+    pub fn port(&self, host: &SandboxHost) -> u16 {
+        host.port.unwrap_or_else(|| self.slot(host.slot).app_port())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::own;
 use crate::reaper::Reaper;
 use crate::ssh_agent;
 use crate::tasks::Tasks;
@@ -46,6 +47,11 @@ impl Place {
                 dev_home: None,
             },
         }
+    }
+
+    /// Where the sandbox may say of itself how it is to be run.
+    fn home(&self) -> &Path {
+        self.dev_home.as_deref().unwrap_or(Path::new("/home/choir"))
     }
 
     pub fn is_dev(&self) -> bool {
@@ -104,6 +110,8 @@ pub struct Agent {
     pub tasks: Tasks,
     pub terminals: Terminals,
     pub clock: fn() -> Timestamp,
+    /// The home's `choir.toml` when the agent started. What is written later is of the next generation.
+    pub own: Option<Result<String, String>>,
     random: fn() -> [u8; 16],
     started: Instant,
     config: Mutex<Arc<AgentConfig>>,
@@ -117,6 +125,7 @@ impl Agent {
             tasks: Tasks::new(place.agent.join("tasks")),
             terminals: Terminals::default(),
             reaper: Reaper::default(),
+            own: own::read(place.home()),
             place,
             ports,
             clock,

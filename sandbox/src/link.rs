@@ -69,6 +69,7 @@ impl Link {
             generation: agent.config().generation,
             report: Box::new(report::gather(&agent.place, &nonce)?),
             nonce,
+            own: agent.own.clone(),
         };
         channel.send(&hello, None).await?;
         let (mut activity, mut ended) = (agent.activity(), agent.reaper.ended());
@@ -150,6 +151,9 @@ fn begin(agent: &Arc<Agent>) -> io::Result<()> {
         && let Err(e) = ssh_agent::configure()
     {
         log::say(&format!("ssh will not know granted hosts: {e}"));
+    }
+    if let Some(reason) = &agent.config().unheeded {
+        log::say(&format!("choir.toml is not in effect: {reason}"));
     }
     services::start(agent);
     Ok(())

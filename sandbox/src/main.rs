@@ -15,6 +15,7 @@ mod init;
 mod link;
 mod log;
 mod outward;
+mod own;
 mod process;
 mod reaper;
 mod report;

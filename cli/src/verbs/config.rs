@@ -1,23 +1,26 @@
 //! `choir config`: which settings are in effect and where each comes from; and changing them. It must not guess what
 //! a setting means.
 
-use choir_api::workspaces::EffectiveConfig;
-use choir_core::WorkspaceSettings;
+use choir_api::workspaces::{ChoirToml, EffectiveConfig};
+use choir_core::{Slot, WorkspaceSettings};
 use clap::Subcommand;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::table;
+use crate::output::{plain, table};
 use crate::settings;
 
 /// Show or change a workspace's settings
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  choir config\n  choir config set app_port=5173 limits.memory=4GiB env.RUST_LOG=debug\n  choir config unset env.RUST_LOG"
+    after_help = "Example:\n  choir config\n  choir config set app_port=5173 limits.memory=4GiB env.RUST_LOG=debug\n  choir config unset env.RUST_LOG\n  choir config --slot dev"
 )]
 pub struct Args {
     #[command(subcommand)]
     pub what: Option<What>,
+    /// Whose settings to show: their releases and `choir.toml` may differ
+    #[arg(long, default_value = "live")]
+    pub slot: Slot,
 }
 
 #[derive(Debug, Subcommand)]
@@ -48,7 +51,7 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
     if let Some(patch) = patch {
         client.patch_workspace(&ctx.workspace, &patch).await?;
     }
-    let config = client.config(&ctx.workspace).await?;
+    let config = client.config(&ctx.workspace, args.slot).await?;
     ctx.show(&config, || text(&config))
 }
 
@@ -64,5 +67,9 @@ fn text(config: &EffectiveConfig) -> String {
             vec![name.clone(), value, setting.from.clone()]
         })
         .collect();
-    table(&["SETTING", "VALUE", "FROM"], &rows)
+    let mut shown = table(&["SETTING", "VALUE", "FROM"], &rows);
+    if let Some(ChoirToml::Refused { reason }) = &config.choir_toml {
+        shown.push_str(&format!("\nchoir.toml is not in effect: {}", plain(reason)));
+    }
+    shown
 }

@@ -1,7 +1,7 @@
 //! `choir status`: both slots of a workspace, and why one is not well. It must not ask the sandboxes themselves: that
 //! would wake them.
 
-use choir_api::workspaces::{SlotView, Workspace};
+use choir_api::workspaces::{ChoirToml, SlotView, Workspace};
 use choir_core::Slot;
 
 use crate::context::Context;
@@ -23,6 +23,9 @@ fn text(ctx: &Context, workspace: &Workspace) -> String {
     for view in views {
         if let Some(reason) = &view.reason {
             lines.push(format!("{}: {}", view.slot, plain(reason)));
+        }
+        if let Some(ChoirToml::Refused { reason }) = &view.choir_toml {
+            lines.push(format!("{}: choir.toml is not in effect: {}", view.slot, plain(reason)));
         }
     }
     if let Some(deployment) = &workspace.open_deployment {

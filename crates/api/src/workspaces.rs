@@ -92,6 +92,9 @@ pub struct SlotView {
     pub address: String,
     pub limits: Limits,
     pub app_port: u16,
+    /// Missing where the sandbox that runs found no such file when it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choir_toml: Option<ChoirToml>,
 }
 
 impl SlotView {
@@ -136,6 +139,20 @@ impl SlotView {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EffectiveConfig {
     pub settings: BTreeMap<String, EffectiveSetting>,
+    /// Missing where the sandbox that runs found no such file when it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choir_toml: Option<ChoirToml>,
+}
+
+/// The file in a sandbox's home that says how to run it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum ChoirToml {
+    InEffect,
+    /// Nothing of it is in effect.
+    Refused {
+        reason: String,
+    },
 }
 
 /// A value and where it comes from: `choir.toml`, `workspace`, `release` or `default`.

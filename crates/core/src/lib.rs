@@ -11,6 +11,7 @@ pub mod limits;
 pub mod logins;
 pub mod memory;
 pub mod name;
+pub mod own;
 pub mod sandbox;
 mod schedule;
 pub mod settings;
@@ -27,6 +28,7 @@ pub use ids::{
 pub use limits::Limits;
 pub use logins::Login;
 pub use name::{Name, SecretName};
+pub use own::Own;
 pub use schedule::Schedule;
 pub use settings::{Access, ReleaseConfig, WorkspaceSettings};
 pub use slot::Slot;

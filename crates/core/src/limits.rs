@@ -60,6 +60,16 @@ impl Limits {
             disk: patch.disk.unwrap_or(self.disk),
         }
     }
+
+    /// Of the patch what is less than these limits.
+    pub fn lowered_by(&self, patch: &LimitsPatch) -> LimitsPatch {
+        LimitsPatch {
+            memory: patch.memory.filter(|m| *m < self.memory),
+            cpus: patch.cpus.filter(|c| *c < self.cpus),
+            pids: patch.pids.filter(|p| *p < self.pids),
+            disk: patch.disk.filter(|d| *d < self.disk),
+        }
+    }
 }
 
 impl LimitsPatch {

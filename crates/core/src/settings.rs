@@ -174,7 +174,7 @@ pub struct ReleaseConfig {
     /// A shell line run as the user `choir` in its home with each new generation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
-    /// Further shell lines by name, run beside `start`.
+    /// Further shell lines by name, run beside `start`. An empty one is not run.
     pub services: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_port: Option<u16>,
@@ -279,6 +279,14 @@ impl WorkspaceSettings {
 }
 
 impl ReleaseConfig {
+    /// The shell lines to run, by name; `start` is the app itself.
+    pub fn commands(&self) -> BTreeMap<String, String> {
+        let mut commands = self.services.clone();
+        commands.extend(self.start.iter().map(|start| ("start".to_owned(), start.clone())));
+        commands.retain(|_, line| !line.trim().is_empty());
+        commands
+    }
+
     /// Refuses, with a sentence, what could not be put into effect.
     pub fn validate(&self) -> Result<(), SettingError> {
         self.limits.validate().map_err(|e| SettingError(e.to_string()))?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! agent                                   runtime
-//!   Hello{nonce, report} ───────────────▶   checks nonce and report
+//!   Hello{nonce, report, own} ──────────▶   checks nonce and report
 //!   ◀─────────────────── Welcome{config}    + listening socket for the agent's API
 //!   Listener{Broker} + fd ──────────────▶
 //!   Listener{Egress} + fd ──────────────▶
@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::channel::MAX_MESSAGE;
+
 /// Where a sandbox finds the control socket and the nonce, mounted read-only.
 pub const RUN_DIR: &str = "/run/choir";
 /// Name of the hypervisor's socket in the run directory.
@@ -29,6 +31,8 @@ pub const AGENT_DIR: &str = "/run/choir-agent";
 pub const BUNDLE: &str = "ca-certificates.crt";
 /// Where the agent's binary is mounted inside a sandbox.
 pub const AGENT_BINARY: &str = "/usr/libexec/choir/choir-sandbox";
+/// The longest configuration of an agent, in bytes as JSON: it is sent in one message.
+pub const MAX_CONFIG: usize = MAX_MESSAGE - 1024;
 /// The version both sides speak; a runtime serves this one and the one before.
 pub const PROTOCOL: u32 = 1;
 
@@ -42,6 +46,9 @@ pub enum FromAgent {
         generation: u64,
         nonce: String,
         report: Box<SelfReport>,
+        /// The home's `choir.toml` as it was when the agent started, or why it cannot be read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        own: Option<Result<String, String>>,
     },
     /// With the descriptor of a listening loopback socket inside the sandbox.
     Listener {
@@ -106,6 +113,9 @@ pub struct AgentConfig {
     /// The certificate, in PEM, that programs inside believe besides those that the image trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authority: Option<String>,
+    /// Why the home's `choir.toml` is not in effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unheeded: Option<String>,
 }
 
 /// What the agent sees of its own confinement; compared with the template before the sandbox is used.
@@ -128,4 +138,22 @@ pub struct SelfReport {
     pub env_names: Vec<String>,
     /// Host uid of a file the agent wrote to the volume is what the runtime checks; this is the file's name there.
     pub proof_file: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agent_and_runtime_of_the_version_before_are_understood() {
+        let report = serde_json::to_string(&SelfReport::default()).unwrap();
+        let hello = format!(
+            r#"{{"type":"hello","protocol":1,"version":"0.1.0","generation":0,"nonce":"n","report":{report}}}"#
+        );
+        let hello: FromAgent = serde_json::from_str(&hello).unwrap();
+        assert!(matches!(hello, FromAgent::Hello { own: None, .. }));
+        let config = r#"{"sandbox_id":"s","generation":1,"nonce":"n","env":{},"services":{}}"#;
+        let config: AgentConfig = serde_json::from_str(config).unwrap();
+        assert_eq!((config.authority, config.unheeded), (None, None));
+    }
 }

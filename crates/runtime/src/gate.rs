@@ -22,9 +22,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use choir_core::{Door, Generation};
-use choir_link::message::{NONCE, PROTOCOL, SOCKET};
-use choir_link::{Channel, FromAgent, Listener, SelfReport, ToAgent};
+use choir_core::{Door, Generation, Own};
+use choir_link::message::{MAX_CONFIG, NONCE, PROTOCOL, SOCKET};
+use choir_link::{AgentConfig, Channel, FromAgent, Listener, SelfReport, ToAgent};
 use subtle::ConstantTimeEq;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
@@ -238,7 +238,7 @@ async fn listen(knock: Listener, lock: Arc<Lock>) {
                         let shaken = handshake(channel, &lock).await;
                         drop(slot);
                         match shaken {
-                            Ok(link) => serve(link, &lock).await,
+                            Ok((link, own)) => serve(link, own, &lock).await,
                             Err(why) => {
                                 tracing::warn!(generation = %lock.context.generation, why, "a handshake was refused");
                             }
@@ -254,9 +254,9 @@ async fn listen(knock: Listener, lock: Arc<Lock>) {
     }
 }
 
-async fn handshake(channel: Channel, lock: &Lock) -> Result<Arc<Link>, String> {
+async fn handshake(channel: Channel, lock: &Lock) -> Result<(Arc<Link>, Arc<Own>), String> {
     let hello = tokio::time::timeout(HELLO, channel.receive::<FromAgent>()).await;
-    let report = match hello {
+    let (report, own) = match hello {
         Ok(Ok(Some((message, None)))) => admit(message, &lock.spec)?,
         Ok(Ok(None)) => return Err("it closed before saying hello".into()),
         Ok(Ok(Some((_, Some(_))))) => return Err("its hello carried a descriptor".into()),
@@ -267,23 +267,41 @@ async fn handshake(channel: Channel, lock: &Lock) -> Result<Arc<Link>, String> {
         .await
         .map_err(|_| "the container could not be examined in time".to_owned())??;
     let link = Arc::new(Link::new(channel));
+    let (config, own) = with_own(&lock.spec.agent, Own::of(own));
     let welcome = ToAgent::Welcome {
-        config: Box::new(lock.spec.agent.clone()),
+        config: Box::new(config),
     };
     tokio::time::timeout(HELLO, link.welcome(&welcome, lock.listener.as_fd()))
         .await
         .map_err(|_| "it did not take its welcome".to_owned())?
         .map_err(|e| format!("it did not take its welcome: {e}"))?;
-    Ok(link)
+    Ok((link, Arc::new(own)))
 }
 
-/// The report of a hello that proves its generation.
-fn admit(hello: FromAgent, spec: &Spec) -> Result<SelfReport, String> {
+/// What the agent is told, with what its home says on top, and how much of that is in effect.
+fn with_own(made: &AgentConfig, own: Own) -> (AgentConfig, Own) {
+    let mut config = made.clone();
+    own.apply(&mut config.env, &mut config.services);
+    let length = serde_json::to_vec(&config).map_or(usize::MAX, |text| text.len());
+    let own = match own {
+        Own::Says(_) if length > MAX_CONFIG => {
+            config = made.clone();
+            Own::Refused("environment and services are too long with it; make them shorter".to_owned())
+        }
+        own => own,
+    };
+    config.unheeded = own.refusal().map(str::to_owned);
+    (config, own)
+}
+
+/// The report of a hello that proves its generation, and what the home says.
+fn admit(hello: FromAgent, spec: &Spec) -> Result<(SelfReport, Option<Result<String, String>>), String> {
     let FromAgent::Hello {
         protocol,
         generation,
         nonce,
         report,
+        own,
         ..
     } = hello
     else {
@@ -299,14 +317,15 @@ fn admit(hello: FromAgent, spec: &Spec) -> Result<SelfReport, String> {
     if !bool::from(nonce.as_bytes().ct_eq(spec.nonce.as_bytes())) {
         return Err("its nonce is wrong".into());
     }
-    Ok(*report)
+    Ok((*report, own))
 }
 
 /// Serves a link in place of the one before, until it ends.
-async fn serve(link: Arc<Link>, lock: &Lock) {
+async fn serve(link: Arc<Link>, own: Arc<Own>, lock: &Lock) {
     let generation = &lock.context.generation;
     let ready = Notice::Ready {
         generation: generation.clone(),
+        own,
     };
     let before = lock
         .link
@@ -335,5 +354,42 @@ async fn serve(link: Arc<Link>, lock: &Lock) {
                 generation: generation.clone(),
             })
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made() -> AgentConfig {
+        AgentConfig {
+            env: [("A".to_owned(), "1".to_owned())].into(),
+            services: [("start".to_owned(), "old".to_owned())].into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_a_home_says_is_on_top_of_what_the_generation_was_made_with() {
+        let says = Own::of(Some(Ok("start = \"new\"\n[env]\nB = \"2\"\n".to_owned())));
+        let (config, own) = with_own(&made(), says.clone());
+        assert_eq!((config.env.len(), config.services["start"].as_str()), (2, "new"));
+        assert_eq!((own, config.unheeded), (says, None));
+    }
+
+    #[test]
+    fn what_is_refused_or_does_not_fit_the_message_leaves_all_as_it_was_and_says_why() {
+        let wrong = Own::of(Some(Ok("strat = 1".to_owned())));
+        let (config, own) = with_own(&made(), wrong);
+        assert!(own.refusal().is_some_and(|why| why.contains("strat")));
+        assert_eq!(config.unheeded.as_deref(), own.refusal());
+        assert_eq!((config.env, config.services), (made().env, made().services));
+
+        let mut long = made();
+        long.env.insert("LONG".to_owned(), "x".repeat(MAX_CONFIG - 8 * 1024));
+        let says = Own::of(Some(Ok(format!("[env]\nB = \"{}\"\n", "y".repeat(12 * 1024)))));
+        let (config, own) = with_own(&long, says);
+        assert!(own.refusal().is_some_and(|why| why.contains("too long")), "{own:?}");
+        assert_eq!(config.env, long.env);
     }
 }

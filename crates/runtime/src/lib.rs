@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
 use choir_core::snapshot::Diff;
-use choir_core::{Door, Generation, IdRange, Limits, SandboxId, Slot};
-pub use choir_link::message::{AGENT_DIR, BUNDLE};
+use choir_core::{Door, Generation, IdRange, Limits, Own, SandboxId, Slot};
+pub use choir_link::message::{AGENT_DIR, BUNDLE, MAX_CONFIG};
 pub use choir_link::{AgentConfig, ListenerKind, sweep};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -76,8 +77,9 @@ pub struct Found {
 /// What a runtime tells without being asked.
 #[derive(Debug)]
 pub enum Notice {
-    /// The agent proved its nonce and its confinement equals the template. Comes again when the agent reconnects.
-    Ready { generation: Generation },
+    /// The agent proved its nonce and its confinement equals the template. Comes again when the agent reconnects. What its
+    /// home says of how to run it is in effect as far as it concerns what runs inside.
+    Ready { generation: Generation, own: Arc<Own> },
     /// A container ended.
     Exited { generation: Generation, exit: Exit },
     /// The agent lost its connection and has not come back yet.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
-use choir_core::{Door, Generation, Limits, SandboxId, Slot};
+use choir_core::{Door, Generation, Limits, Own, SandboxId, Slot};
 use choir_link::ListenerKind;
 use tokio::sync::mpsc;
 
@@ -49,6 +49,8 @@ struct Inner {
     held: HashMap<SandboxId, u64>,
     /// Sandboxes whose next pause is not told.
     forgetful: HashSet<SandboxId>,
+    /// The `choir.toml` in sandboxes' homes, or why it cannot be read.
+    own: HashMap<SandboxId, Result<String, String>>,
     /// What is to be seen in sandboxes beside what the simulation puts there.
     planted: HashMap<SandboxId, Vec<(Part, String, Vec<u8>)>>,
     /// Where the runtimes that look at this world are told what happens.
@@ -62,6 +64,8 @@ struct Contained {
     fault: Option<Fault>,
     log: Vec<LogLine>,
     limits: Limits,
+    /// What its home said when it was started.
+    own: Option<Result<String, String>>,
 }
 
 impl World {
@@ -106,6 +110,12 @@ impl World {
     pub fn plant(&self, sandbox: &SandboxId, part: Part, name: &str, bytes: &[u8]) {
         let planted = (part, name.to_owned(), bytes.to_vec());
         self.lock().planted.entry(sandbox.clone()).or_default().push(planted);
+    }
+
+    /// Puts a `choir.toml` into a sandbox's home, or something there that cannot be read. Its next generation sees it.
+    pub fn say(&self, sandbox: &SandboxId, file: Result<&str, &str>) {
+        let file = file.map(str::to_owned).map_err(str::to_owned);
+        self.lock().own.insert(sandbox.clone(), file);
     }
 
     /// As if a program inside had written a line to its container's log.
@@ -205,8 +215,10 @@ impl Sim {
             return;
         }
         self.heard().insert(generation.clone());
+        let own = self.world.with(generation, |c| Own::of(c.own.clone()));
         self.tell(Notice::Ready {
             generation: generation.clone(),
+            own: Arc::new(own.unwrap_or_default()),
         })
         .await;
         if let Some(Fault::ExitAfterReady(code)) = fault {
@@ -255,6 +267,7 @@ impl Runtime for Sim {
             fault,
             log: Vec::new(),
             limits: spec.limits,
+            own: world.own.get(&spec.generation.sandbox).cloned(),
         };
         world.containers.insert(spec.generation.clone(), contained);
         Ok(())

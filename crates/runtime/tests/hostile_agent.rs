@@ -65,6 +65,7 @@ impl Rig {
             generation: 0,
             nonce: self.spec.nonce.clone(),
             report: Box::default(),
+            own: None,
         }
     }
 
@@ -121,6 +122,7 @@ async fn only_the_right_nonce_generation_and_protocol_are_welcomed() {
         generation,
         nonce: nonce.to_owned(),
         report: report.clone(),
+        own: None,
     };
     let wrong = [
         hello(PROTOCOL, 0, ""),

@@ -1,4 +1,4 @@
-//! Whether an app is well, by the check its release names. It must not know what depends on the answer.
+//! Whether an app is well, by the check that its home or its release names. It must not know what depends on the answer.
 
 use std::time::Duration;
 
@@ -30,13 +30,14 @@ impl App {
         generation: &Generation,
     ) -> Result<(), String> {
         let release = self.releases.config(&view.slot(slot).release).await?;
-        let Some(check) = &release.health else {
+        let own = self.says(view, slot);
+        let Some(check) = own.over(&release).health else {
             return Ok(());
         };
-        let port = check.port.unwrap_or_else(|| launch::app_port(view, &release));
+        let port = check.port.unwrap_or_else(|| launch::app_port(view, &release, &own));
         let deadline = tokio::time::Instant::now() + Duration::from_secs(check.timeout_s);
         loop {
-            let Err(why) = self.passes(generation, port, check).await else {
+            let Err(why) = self.passes(generation, port, &check).await else {
                 return Ok(());
             };
             if tokio::time::Instant::now() + AGAIN >= deadline {

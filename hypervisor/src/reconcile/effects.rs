@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use choir_core::deployment::{Contents, Refill};
 use choir_core::sandbox::{Exit, STOP_GRACE};
-use choir_core::{Door, Generation, SandboxId, Slot, WorkspaceId};
+use choir_core::{Door, Generation, Own, SandboxId, Slot, WorkspaceId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{Fleet, launch};
@@ -144,6 +144,7 @@ async fn create(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Resul
         &view,
         &fleet.services.config,
         &fleet.services.releases.config(&sandbox.release).await?,
+        &Own::Silent,
     );
     let volumes = &fleet.services.volumes;
     volumes.derive(&copy.volume, id.as_str()).await.map_err(text)?;
@@ -256,7 +257,8 @@ async fn limit(
     let view = fleet.services.store.workspace(workspace).await.map_err(text)?;
     let slot = if view.live.id == *id { Slot::Live } else { Slot::Dev };
     let release = fleet.services.releases.config(&view.slot(slot).release).await?;
-    let limits = launch::limits(&view, &fleet.services.config, &release);
+    let own = fleet.handle(id).map(|handle| handle.says()).unwrap_or_default();
+    let limits = launch::limits(&view, &fleet.services.config, &release, &own);
     fleet
         .services
         .volumes

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use choir_core::settings::{DEFAULT_APP_PORT, ProviderMode, ReleaseConfig};
-use choir_core::{Generation, Limits, Slot, WorkspaceId};
-use choir_runtime::{AGENT_DIR, AgentConfig, BUNDLE, ListenerKind, Spec};
+use choir_core::{Generation, Limits, Own, Slot, WorkspaceId};
+use choir_runtime::{AGENT_DIR, AgentConfig, BUNDLE, ListenerKind, MAX_CONFIG, Spec};
 use choir_store::WorkspaceView;
 
 use super::Services;
@@ -34,21 +34,30 @@ pub async fn spec(
         Slot::Dev
     };
     let release = services.releases.config(&view.slot(slot).release).await?;
+    let agent = AgentConfig {
+        sandbox_id: generation.sandbox.to_string(),
+        generation: generation.number,
+        nonce: nonce.clone(),
+        env: environment(&view, slot, &generation.sandbox.to_string(), &release),
+        services: release.commands(),
+        authority: authority(services, generation)?,
+        unheeded: None,
+    };
+    let length = serde_json::to_vec(&agent).map_err(|e| e.to_string())?.len();
+    if length > MAX_CONFIG {
+        return Err(format!(
+            "environment and services are {length} bytes together, and {MAX_CONFIG} is the most; make them shorter"
+        ));
+    }
     Ok(Spec {
         generation: generation.clone(),
-        nonce: nonce.clone(),
+        nonce,
         ids: view.workspace.ids,
-        limits: limits(&view, &services.config, &release),
+        // Before it runs nobody knows what its home asks for.
+        limits: limits(&view, &services.config, &release, &Own::Silent),
         slot,
         hostname: format!("{}-{slot}", view.workspace.name),
-        agent: AgentConfig {
-            sandbox_id: generation.sandbox.to_string(),
-            generation: generation.number,
-            nonce,
-            env: environment(&view, slot, &generation.sandbox.to_string(), &release),
-            services: commands(&release),
-            authority: authority(services, generation)?,
-        },
+        agent,
     })
 }
 
@@ -61,36 +70,28 @@ fn authority(services: &Services, generation: &Generation) -> Result<Option<Stri
     Ok(Some(authority.pem().to_owned()))
 }
 
-/// The workspace's limits over the release's over the box's.
-pub fn limits(view: &WorkspaceView, config: &Config, release: &ReleaseConfig) -> Limits {
-    let own = view.workspace.settings.limits.unwrap_or_default();
-    config.limits().patched(&release.limits).patched(&own)
+/// The workspace's limits over the release's over the box's, or less where the home asks for less.
+pub fn limits(view: &WorkspaceView, config: &Config, release: &ReleaseConfig, own: &Own) -> Limits {
+    let set = view.workspace.settings.limits.unwrap_or_default();
+    own.within(config.limits().patched(&release.limits).patched(&set))
 }
 
 /// The port the app listens on.
-pub fn app_port(view: &WorkspaceView, release: &ReleaseConfig) -> u16 {
-    view.workspace
-        .settings
-        .app_port
+pub fn app_port(view: &WorkspaceView, release: &ReleaseConfig, own: &Own) -> u16 {
+    own.config()
+        .and_then(|own| own.app_port)
+        .or(view.workspace.settings.app_port)
         .or(release.app_port)
         .unwrap_or(DEFAULT_APP_PORT)
 }
 
-/// How long the programs that a release starts may take to listen: what its health check gives them.
-pub fn starts_within(release: &ReleaseConfig) -> Duration {
-    match &release.health {
-        _ if commands(release).is_empty() => Duration::ZERO,
+/// How long the programs that are started may take to listen: what their health check gives them.
+pub fn starts_within(config: &ReleaseConfig) -> Duration {
+    match &config.health {
+        _ if config.commands().is_empty() => Duration::ZERO,
         Some(check) => Duration::from_secs(check.timeout_s),
         None => STARTS_WITHIN,
     }
-}
-
-fn commands(release: &ReleaseConfig) -> BTreeMap<String, String> {
-    let mut commands = release.services.clone();
-    if let Some(start) = &release.start {
-        commands.insert("start".to_owned(), start.clone());
-    }
-    commands
 }
 
 /// What any program needs to run as the user `choir`.

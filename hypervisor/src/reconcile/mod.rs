@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use choir_broker::Authorities;
 use choir_core::deployment::Refill;
 use choir_core::sandbox::{Desired, Observed};
-use choir_core::{Awake, Generation, SandboxId, Slot, UserId, WorkspaceId};
+use choir_core::{Awake, Generation, Own, SandboxId, Slot, UserId, WorkspaceId};
 use choir_proxy::Activity;
 use choir_proxy::route::BoxFuture;
 use choir_runtime::{Notice, Runtime, Stream, Volumes};
@@ -61,6 +61,8 @@ pub struct Status {
     pub observed: Observed,
     /// Processes of this generation that ran out of memory.
     pub oom_kills: u64,
+    /// What this generation's home says of how to run it.
+    pub says: Arc<Own>,
     /// Whether its volume is to get other contents before its next start.
     pub refilling: bool,
 }
@@ -204,6 +206,11 @@ impl Handle {
         answer.await.map_err(|_| choir_store::Error::NotFound)?
     }
 
+    /// What its home says of how to run it, as far as it is known: of the generation that is there.
+    pub fn says(&self) -> Arc<Own> {
+        self.status.borrow().says.clone()
+    }
+
     /// How many are in line before it, where it waits for a place to run in.
     pub fn in_line(&self) -> Option<usize> {
         self.admission.before(&self.id)
@@ -323,6 +330,7 @@ impl Fleet {
                 since: self.now(),
             },
             oom_kills: 0,
+            says: Arc::default(),
             refilling: sandbox.refill.is_some(),
         });
         let activity = Activity::new(self.ticks.clone());
@@ -371,6 +379,7 @@ impl Fleet {
             effect: false,
             engaged: 0,
             oom_kills: (!present.started).then_some(0),
+            says: Arc::default(),
             restart: false,
             refill: sandbox.refill.clone(),
             heard: None,
@@ -472,7 +481,7 @@ impl Fleet {
                 continue;
             };
             let (generation, ask) = match notice {
-                Notice::Ready { generation } => (generation.clone(), Ask::Ready(generation.number)),
+                Notice::Ready { generation, own } => (generation.clone(), Ask::Ready(generation.number, own)),
                 Notice::Exited { generation, exit } => (generation.clone(), Ask::Exited(generation.number, exit)),
                 Notice::Lost { generation } => (generation.clone(), Ask::Lost(generation.number)),
                 Notice::Refused { generation, reason } => (generation.clone(), Ask::Refused(generation.number, reason)),

@@ -106,7 +106,7 @@ impl Fleet {
 
     /// Takes a notice about a trial; gives back any other.
     pub(super) fn heard_of_trial(&self, notice: Notice) -> Option<Notice> {
-        let (Notice::Ready { generation }
+        let (Notice::Ready { generation, .. }
         | Notice::Exited { generation, .. }
         | Notice::Refused { generation, .. }
         | Notice::Lost { generation }
@@ -156,6 +156,7 @@ impl Fleet {
                 env: launch::basics(),
                 services: [].into(),
                 authority: None,
+                unheeded: None,
             },
         }
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use choir_core::deployment::Refill;
+use choir_core::limits::LimitsPatch;
 use choir_core::sandbox::{Action, Desired, Event, Exit, Observed, apply, next_action};
-use choir_core::{Awake, Generation, SandboxId, Slot, WorkspaceId};
+use choir_core::{Awake, Generation, Own, SandboxId, Slot, WorkspaceId};
 use choir_proxy::Activity;
 use choir_store::{AuditEvent, SandboxChange};
 use jiff::Timestamp;
@@ -53,7 +54,7 @@ pub enum Ask {
     Limits,
     /// The database says that it should be deleted.
     Delete,
-    Ready(u64),
+    Ready(u64, Arc<Own>),
     Exited(u64, Exit),
     Lost(u64),
     Refused(u64, String),
@@ -91,6 +92,8 @@ pub struct Worker {
     pub engaged: u32,
     /// Processes of this generation that ran out of memory; `None` while those before an adoption are unknown.
     pub oom_kills: Option<u64>,
+    /// What the home of this generation says of how to run it.
+    pub says: Arc<Own>,
     /// Restart after the stop that is under way.
     pub restart: bool,
     /// What is to become of its volume before its next start.
@@ -170,7 +173,7 @@ impl Worker {
                 self.desired = Desired::Deleted;
                 self.publish();
             }
-            Ask::Ready(generation) => self.ready(generation).await,
+            Ask::Ready(generation, own) => self.ready(generation, own).await,
             Ask::Exited(generation, exit) => self.exited(generation, exit, "it ended by itself".into()).await,
             Ask::Refused(generation, reason) => {
                 self.audit("sandbox.refused", "killed").await;
@@ -293,8 +296,15 @@ impl Worker {
         self.happened(event).await;
     }
 
-    async fn ready(&mut self, generation: u64) {
+    async fn ready(&mut self, generation: u64, own: Arc<Own>) {
         self.heard = Some(generation);
+        if self.observed.generation() == Some(generation) {
+            if let Some(reason) = own.refusal() {
+                tracing::info!(sandbox.id = %self.id, reason, "its choir.toml is not in effect");
+            }
+            self.limits_stale |= own.config().is_some_and(|own| own.limits != LimitsPatch::default());
+            self.says = own;
+        }
         let event = match self.observed {
             Observed::Unhealthy { .. } => Event::ProbeOk,
             // An adopted paused sandbox answers only after its thaw.
@@ -348,6 +358,7 @@ impl Worker {
         }
         self.engaged = 0;
         self.oom_kills = Some(0);
+        self.says = Arc::default();
         let outcome = if exit.oom_killed { "out_of_memory" } else { "exited" };
         if self.desired == Desired::Running && !restart {
             self.audit("sandbox.exited", outcome).await;

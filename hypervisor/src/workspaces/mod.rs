@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use choir_api::workspaces as api;
+use choir_core::own::FILE;
 use choir_core::sandbox::Desired;
 use choir_core::settings::DEFAULT_APP_PORT;
-use choir_core::{Awake, Name, ReleaseConfig, SandboxId, Slot, WorkspaceId, WorkspaceSettings};
+use choir_core::{Awake, Name, Own, ReleaseConfig, SandboxId, Slot, WorkspaceId, WorkspaceSettings};
 use choir_store::{AuditEvent, NewWorkspace, User, WorkspaceView};
 use serde_json::Value;
 
@@ -172,6 +173,7 @@ impl App {
     pub async fn show_slot(&self, view: &WorkspaceView, slot: Slot) -> api::SlotView {
         let sandbox = view.slot(slot);
         let release = self.releases.config(&sandbox.release).await.unwrap_or_default();
+        let own = self.says(view, slot);
         let mut shown = api::SlotView {
             slot,
             sandbox: sandbox.id.clone(),
@@ -182,8 +184,9 @@ impl App {
             since: None,
             reason: None,
             address: self.address(view, slot),
-            limits: launch::limits(view, &self.config, &release),
-            app_port: launch::app_port(view, &release),
+            limits: launch::limits(view, &self.config, &release, &own),
+            app_port: launch::app_port(view, &release, &own),
+            choir_toml: shown_own(&own),
         };
         match self.fleet.handle(&sandbox.id) {
             Some(handle) => {
@@ -209,6 +212,10 @@ impl App {
         let settings = &view.workspace.settings;
         let mut effective: BTreeMap<String, api::EffectiveSetting> = BTreeMap::new();
         let mut layer = |from: &str, values: Value| {
+            if values.get("health").is_some() {
+                // A check takes the place of another one whole.
+                effective.retain(|name, _| !name.starts_with("health."));
+            }
             for (name, value) in flat(values) {
                 // A value in parts takes the place of one word: `egress.allowlist` that of `egress`.
                 if let Some((whole, _)) = name.split_once('.') {
@@ -226,7 +233,19 @@ impl App {
         layer("default", self.defaults());
         layer("release", without_empty(&release));
         layer("workspace", serde_json::to_value(settings).unwrap_or_default());
-        Ok(api::EffectiveConfig { settings: effective })
+        let own = self.says(view, slot);
+        if let Some(config) = own.config() {
+            let allowed = launch::limits(view, &self.config, &release, &Own::Silent);
+            let config = ReleaseConfig {
+                limits: allowed.lowered_by(&config.limits),
+                ..config.clone()
+            };
+            layer(FILE, without_empty(&config));
+        }
+        Ok(api::EffectiveConfig {
+            settings: effective,
+            choir_toml: shown_own(&own),
+        })
     }
 
     fn defaults(&self) -> Value {
@@ -245,6 +264,15 @@ impl App {
             "intercept_tls": false,
             "provider_mode": "none",
         })
+    }
+}
+
+/// Whether a slot's `choir.toml` is in effect; `None` where there is none.
+fn shown_own(own: &Own) -> Option<api::ChoirToml> {
+    match own {
+        Own::Silent => None,
+        Own::Says(_) => Some(api::ChoirToml::InEffect),
+        Own::Refused(reason) => Some(api::ChoirToml::Refused { reason: reason.clone() }),
     }
 }
 

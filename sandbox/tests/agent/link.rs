@@ -4,11 +4,37 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
-use choir_link::{FromAgent, ToAgent};
+use choir_link::{AgentConfig, FromAgent, ToAgent};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use crate::sandbox::{Sandbox, config, is_alive, soon, until};
+
+#[tokio::test]
+async fn the_hello_carries_the_homes_choir_toml_as_it_was_at_the_start_and_a_refusal_is_logged() {
+    let said = |hello| match hello {
+        FromAgent::Hello { own, .. } => own,
+        other => panic!("the first message is {other:?}"),
+    };
+    let mut sandbox = Sandbox::start_in(|home| std::fs::write(home.join("choir.toml"), "app_port = 5173\n").unwrap());
+    let (first, hello) = sandbox.accept().await;
+    assert_eq!(said(hello), Some(Ok("app_port = 5173\n".to_owned())));
+    drop(first);
+    std::fs::write(sandbox.home().join("choir.toml"), "app_port = 5174\n").unwrap();
+    let (second, hello) = sandbox.accept().await;
+    assert_eq!(
+        said(hello),
+        Some(Ok("app_port = 5173\n".to_owned())),
+        "what is new is of the next start"
+    );
+    drop(second);
+    let unheeded = Some("line 1: the sun".to_owned());
+    let _link = sandbox.welcome(AgentConfig { unheeded, ..config() }).await;
+    sandbox.logged("choir.toml is not in effect: line 1: the sun").await;
+
+    let silent = Sandbox::start();
+    assert_eq!(said(silent.accept().await.1), None);
+}
 
 #[tokio::test]
 async fn a_new_handshake_keeps_tasks_and_open_connections() {

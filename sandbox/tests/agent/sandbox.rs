@@ -76,7 +76,13 @@ pub struct Sandbox {
 impl Sandbox {
     /// A running agent that has not been welcomed yet.
     pub fn start() -> Self {
+        Self::start_in(|_| {})
+    }
+
+    /// One whose home was prepared before.
+    pub fn start_in(prepare: impl FnOnce(&Path)) -> Self {
         Self::start_with(libc::SIGTERM, |dir| {
+            prepare(&dir.join("home"));
             let mut command = Command::new(BINARY);
             command.arg("agent").env_clear().env("PATH", "/usr/bin:/bin");
             command.env("CHOIR_RUN_DIR", dir.join("run"));
@@ -247,6 +253,7 @@ pub fn config() -> AgentConfig {
         .into(),
         services: Default::default(),
         authority: None,
+        unheeded: None,
     }
 }
 

@@ -102,8 +102,8 @@ impl Client {
 
     /// # Errors
     /// Any.
-    pub async fn config(&self, name: &Name) -> Result<EffectiveConfig, ClientError> {
-        self.get(&format!("{}/config", workspace(name))).await
+    pub async fn config(&self, name: &Name, slot: Slot) -> Result<EffectiveConfig, ClientError> {
+        self.get(&format!("{}/config?slot={slot}", workspace(name))).await
     }
 
     /// Asks and waits up to `wait` for it to be so; the answer may still be on its way.

@@ -269,6 +269,7 @@ impl Rig {
                 ]),
                 services: BTreeMap::from([("start".to_owned(), start)]),
                 authority: None,
+                unheeded: None,
             },
             nonce,
             generation,
@@ -340,7 +341,7 @@ pub async fn await_notice<T>(notices: &mut mpsc::Receiver<Notice>, mut pick: imp
 
 pub async fn await_ready(notices: &mut mpsc::Receiver<Notice>, generation: &Generation) {
     await_notice(notices, |n| match n {
-        Notice::Ready { generation: g } if g == *generation => Some(()),
+        Notice::Ready { generation: g, .. } if g == *generation => Some(()),
         Notice::Refused { reason, .. } => panic!("refused: {reason}"),
         _ => None,
     })

@@ -13,6 +13,7 @@ impl Worker {
             desired: self.desired,
             observed: self.observed.clone(),
             oom_kills: self.oom_kills.unwrap_or(0),
+            says: self.says.clone(),
             refilling: self.refill.is_some(),
         };
         let before = self.status.send_replace(status);

@@ -10,6 +10,7 @@ mod egress;
 mod events;
 mod guard;
 mod lifecycle;
+mod own;
 mod ports;
 mod pressure;
 mod prove;

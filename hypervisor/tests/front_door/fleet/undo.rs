@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::{Box, change, sandbox, shown, workspace};
 use crate::support::Browser;
 
-const MAIN: &str = "/api/workspaces/main";
+pub(super) const MAIN: &str = "/api/workspaces/main";
 
 /// Asks for a deployment and waits for its end.
 async fn deployed(browser: &mut Browser, what: &str, body: Value) -> Value {

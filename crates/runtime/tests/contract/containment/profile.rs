@@ -139,7 +139,7 @@ pub async fn a_weakened_container_is_killed(rig: &Rig) {
                 assert_eq!(exit.code, 137, "{:?}", wanted.get(&generation));
                 ended.insert(generation);
             }
-            Notice::Ready { generation } => panic!("{}: it was let in", wanted[&generation]),
+            Notice::Ready { generation, .. } => panic!("{}: it was let in", wanted[&generation]),
             _ => {}
         }
     }
