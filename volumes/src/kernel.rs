@@ -28,6 +28,7 @@ const TREE_SEARCH: Opcode = opcode::read_write::<Search>(BTRFS, 17);
 const INO_LOOKUP: Opcode = opcode::read_write::<InoLookup>(BTRFS, 18);
 const SNAP_CREATE_V2: Opcode = opcode::write::<VolArgsV2>(BTRFS, 23);
 const SUBVOL_GETFLAGS: Opcode = opcode::read::<u64>(BTRFS, 25);
+const SUBVOL_SETFLAGS: Opcode = opcode::write::<u64>(BTRFS, 26);
 const QUOTA_CTL: Opcode = opcode::read_write::<[u64; 2]>(BTRFS, 40);
 const QGROUP_CREATE: Opcode = opcode::write::<[u64; 2]>(BTRFS, 42);
 const QGROUP_LIMIT: Opcode = opcode::read::<[u64; 6]>(BTRFS, 43);
@@ -135,6 +136,12 @@ pub fn is_readonly(file: BorrowedFd<'_>) -> Result<bool, Errno> {
     // SAFETY: BTRFS_IOC_SUBVOL_GETFLAGS writes one u64.
     let flags: u64 = unsafe { ioctl(file, Getter::<SUBVOL_GETFLAGS, u64>::new())? };
     Ok(flags & READONLY != 0)
+}
+
+/// Makes the subvolume `file` read-only.
+pub fn set_readonly(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: BTRFS_IOC_SUBVOL_SETFLAGS reads one u64.
+    unsafe { ioctl(file, Setter::<SUBVOL_SETFLAGS, _>::new(READONLY)) }
 }
 
 /// The item (0, kind, offset) of the quota tree as little-endian numbers.

@@ -1,13 +1,15 @@
-//! choir-volumes: the one small program that runs as root. It does seven things to volumes, named by
+//! choir-volumes: the one small program that runs as root. It does eight things to volumes, named by
 //! id, below one directory; `wire.rs` says how to ask. It must not know sandboxes, users or releases.
 
 #![deny(unsafe_code)]
 
 mod backend;
+mod confined;
 mod diff;
 mod image;
 mod kernel;
 mod level;
+mod pack;
 mod privileges;
 mod serve;
 mod shift;
@@ -23,7 +25,7 @@ use std::process::ExitCode;
 use rustix::fs::Mode;
 
 const HELP: &str = "\
-choir-volumes: creates, copies, compares, limits and deletes the disks of sandboxes
+choir-volumes: creates, copies, compares, limits, packs and deletes the disks of sandboxes
 
 usage: choir-volumes serve --dir DIR [--socket PATH] [--allow-uid N]... [--plain]
 
@@ -50,6 +52,11 @@ fn main() -> ExitCode {
                 return unpack::child(from, most);
             }
         }
+        Some("pack") => {
+            if let Some(bases) = what_to_pack(&arguments[1..]) {
+                return pack::child(bases);
+            }
+        }
         _ if arguments.iter().any(|a| a == "--help" || a == "-h") => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
@@ -73,6 +80,12 @@ fn what_to_unpack(arguments: &[String]) -> Option<(wire::Source, u64)> {
     let [from, most] = arguments else { return None };
     let from = wire::Source::ALL.into_iter().find(|source| source.name() == from)?;
     Some((from, most.parse().ok()?))
+}
+
+/// As above: where the ids of both trees begin.
+fn what_to_pack(arguments: &[String]) -> Option<[u32; 2]> {
+    let [root, home] = arguments else { return None };
+    Some([root.parse().ok()?, home.parse().ok()?])
 }
 
 fn parse(arguments: &[String]) -> Result<Options, String> {

@@ -15,7 +15,10 @@ pub const UNPACK: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::SETFCAP);
 
-/// What the server needs: the unpacker's, subvolumes and quotas, and to confine the unpacker.
+/// What the packer needs, inside its volume.
+pub const PACK: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
+
+/// What the server needs: the unpacker's, subvolumes and quotas, and to confine its children.
 pub const SERVE: CapabilitySet = UNPACK.union(CapabilitySet::SYS_ADMIN).union(CapabilitySet::SYS_CHROOT);
 
 /// Keeps at most `kept`, for this process and whatever it starts.

@@ -20,6 +20,7 @@ use crate::walk::{DIRECTORY, walk};
 
 const BASE: &str = "trusted.choir.base";
 const KEPT: &str = "trusted.choir.kept";
+const CAPABILITY: &str = "security.capability";
 /// Largest file capability (version 3): magic, two pairs of words, root id.
 const CAPABILITY_MAX: usize = 24;
 /// The id that stands for "nobody" in a range; ids that fit nowhere become this one.
@@ -64,6 +65,34 @@ impl Base {
     }
 }
 
+/// A range of ids as it is seen from inside, where `base` is 0.
+#[derive(Debug, Clone, Copy)]
+pub struct Range {
+    pub base: u32,
+    pub size: u32,
+}
+
+impl Range {
+    /// An id as it is inside.
+    pub fn inner(self, id: u32) -> u32 {
+        self.place(id).unwrap_or(self.nobody())
+    }
+
+    /// A file's capability as it is inside.
+    pub fn capability(self, file: &impl AsFd) -> io::Result<Option<Vec<u8>>> {
+        let outer = attribute::<CAPABILITY_MAX>(file, CAPABILITY)?;
+        outer.map(|outer| rebased(&outer, |root| self.inner(root))).transpose()
+    }
+
+    fn place(self, id: u32) -> Option<u32> {
+        id.checked_sub(self.base).filter(|n| *n < self.size)
+    }
+
+    fn nobody(self) -> u32 {
+        NOBODY.min(self.size - 1)
+    }
+}
+
 /// A move of ids from `from..from+size` to `to..to+size`.
 #[derive(Debug, Clone, Copy)]
 struct Move {
@@ -75,12 +104,16 @@ struct Move {
 impl Move {
     /// The new id, or `None` for one that is already in the target range.
     fn of(self, id: u32) -> Option<u32> {
-        let within = |base: u32| id.checked_sub(base).filter(|n| *n < self.size);
-        if within(self.to).is_some() {
+        let Self { from, to, size } = self;
+        if (Range { base: to, size }).place(id).is_some() {
             return None;
         }
-        let nobody = NOBODY.min(self.size - 1);
-        Some(self.to + within(self.from).unwrap_or(nobody))
+        Some(to + Range { base: from, size }.inner(id))
+    }
+
+    /// The new id, or the same for one that is already in the target range.
+    fn moved(self, id: u32) -> u32 {
+        self.of(id).unwrap_or(id)
     }
 }
 
@@ -160,11 +193,11 @@ fn shift_file(file: &OwnedFd, ids: Move) -> io::Result<bool> {
         restore(file)?;
         return Ok(false);
     };
-    let capability = attribute::<CAPABILITY_MAX>(file, "security.capability")?;
+    let capability = attribute::<CAPABILITY_MAX>(file, CAPABILITY)?;
     let keep = stat.st_mode & 0o6000 != 0 || capability.is_some();
     if keep {
         let mut kept = (stat.st_mode & 0o7777).to_le_bytes().to_vec();
-        kept.extend(capability.map_or(Ok(Vec::new()), |c| rebased(&c, ids))?);
+        kept.extend(capability.map_or(Ok(Vec::new()), |c| rebased(&c, |root| ids.moved(root)))?);
         fsetxattr(file, KEPT, &kept, XattrFlags::empty())?;
     }
     fchown(file, user, group)?;
@@ -185,13 +218,13 @@ fn restore(file: &OwnedFd) -> io::Result<()> {
         .ok_or_else(|| io::Error::other("a kept mode is damaged"))?;
     fchmod(file, Mode::from_raw_mode(u32::from_le_bytes(*mode)))?;
     if !capability.is_empty() {
-        fsetxattr(file, "security.capability", capability, XattrFlags::empty())?;
+        fsetxattr(file, CAPABILITY, capability, XattrFlags::empty())?;
     }
     Ok(fremovexattr(file, KEPT)?)
 }
 
-/// The same file capability for the root user of the target range (`struct vfs_ns_cap_data`).
-fn rebased(capability: &[u8], ids: Move) -> io::Result<Vec<u8>> {
+/// The same file capability for where its root user is `moved` (`struct vfs_ns_cap_data`).
+fn rebased(capability: &[u8], moved: impl Fn(u32) -> u32) -> io::Result<Vec<u8>> {
     const VERSION_2: u32 = 0x0200_0000;
     const VERSION_3: u32 = 0x0300_0000;
     let damaged = || io::Error::other("a file capability is damaged");
@@ -205,8 +238,7 @@ fn rebased(capability: &[u8], ids: Move) -> io::Result<Vec<u8>> {
         VERSION_3 => word(20)?,
         _ => return Err(io::Error::other("a file capability is of an unknown version")),
     };
-    // One already in the target range stays.
-    let root = ids.of(root).unwrap_or(root);
+    let root = moved(root);
     let version = if root == 0 { VERSION_2 } else { VERSION_3 };
     let mut out = (version | (magic & 0x00ff_ffff)).to_le_bytes().to_vec();
     out.extend(capability.get(4..20).ok_or_else(damaged)?);
@@ -250,15 +282,15 @@ mod tests {
             .iter()
             .flat_map(|w| w.to_le_bytes())
             .collect();
-        let moved = rebased(&plain, IDS).expect("a sound capability");
+        let moved = rebased(&plain, |root| IDS.moved(root)).expect("a sound capability");
         assert_eq!(moved.len(), 24);
         assert_eq!(moved[20..], 200_000_u32.to_le_bytes());
-        let back = Move {
-            from: 200_000,
-            to: 0,
+        let inside = Range {
+            base: 200_000,
             size: 65_536,
         };
-        assert_eq!(rebased(&moved, back).expect("a sound capability"), plain);
-        assert!(rebased(&plain[..7], IDS).is_err());
+        let back = rebased(&moved, |root| inside.inner(root));
+        assert_eq!(back.expect("a sound capability"), plain);
+        assert!(rebased(&plain[..7], |root| root).is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! A tar stream or an image archive becomes a root tree. The parsing happens in a child of few
-//! privileges, chrooted into the fresh tree, which is given nothing but the bytes. Those of a stream
-//! are counted and hashed by the parent; those of an image are checked by the child against the
-//! digests that the image is made of. Must not know volumes.
+//! A tar stream or an image archive becomes a root tree, and what `pack.rs` wrote both trees of a volume. The parsing
+//! happens in a child of few privileges, chrooted into the fresh tree, which is given nothing but the bytes. Those of a
+//! stream are counted and hashed by the parent; those of an image are checked by the child against the digests that the
+//! image is made of. Must not know volumes.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -10,88 +10,65 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, ExitCode, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fstat, lsetxattr, openat2};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, fstat, lsetxattr,
+    openat2, utimensat,
+};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, setrlimit};
 use sha2::{Digest, Sha256};
 use tar::{Archive, Entry, EntryType};
 
+use crate::confined;
 use crate::image::Image;
+use crate::pack::{CAPABILITY, CAPABILITY_HEX, MAX_ENTRIES};
 use crate::privileges;
-use crate::wire::{Code, Failure, Source};
+use crate::wire::{Code, Failure, Source, TREES};
 
 /// How the name of a layer's entry begins that takes another one away.
 const WHITEOUT: &[u8] = b".wh.";
 /// What follows then, where it takes away all there is in its directory.
 const OPAQUE: &[u8] = b".wh..opq";
-const MAX_ENTRIES: usize = 2_000_000;
-/// Memory of the child, bytes: a long name or header cannot take more.
-const CHILD_MEMORY: u64 = 512 << 20;
-/// Seconds of the child's work: less than its caller waits.
-const CHILD_CPU: u64 = 1500;
-/// Longest message that the child sends, characters.
-const MAX_TOLD: usize = 900;
-/// Longest message taken from the child, bytes.
-const MAX_MESSAGE: u64 = 4096;
-const EXIT_REFUSED: u8 = 2;
-const EXIT_NO_SPACE: u8 = 3;
+/// Bytes of a packed volume beside what its files hold: 4 KiB for each of the most entries.
+const AROUND: u64 = (MAX_ENTRIES as u64) << 12;
 
 /// Unpacks what `source` holds into `root`, at most `most` bytes. Returns how many were read, and a
 /// hex SHA-256: of all of a tar stream (a regular file or pipe), or the digest of an image (a file).
+/// Of a packed volume `most` bounds what its files hold, and `root` is where both trees are.
 pub fn unpack(root: &Path, source: OwnedFd, from: Source, most: u64) -> Result<(u64, String), Failure> {
     let kind = fstat(&source).map(|s| FileType::from_raw_mode(s.st_mode));
     match (kind, from) {
-        (Ok(FileType::RegularFile), _) | (Ok(FileType::Fifo), Source::Tar) => {}
-        (_, Source::Tar) => return Err(refused("The tar descriptor is neither a file nor a pipe.")),
+        (Ok(FileType::RegularFile), _) | (Ok(FileType::Fifo), Source::Tar | Source::Volume) => {}
+        (_, Source::Tar | Source::Volume) => return Err(refused("The tar descriptor is neither a file nor a pipe.")),
         (_, Source::Image) => return Err(refused("The image descriptor is not a file.")),
     }
     let source = File::from(source);
     let given = |file: &File| file.try_clone().map_err(|e| Failure::io("hand on the image", e));
     let stdin = match from {
-        Source::Tar => Stdio::piped(),
+        Source::Tar | Source::Volume => Stdio::piped(),
         Source::Image => Stdio::from(given(&source)?),
     };
-    let mut child = Command::new("/proc/self/exe")
-        .args(["unpack", from.name(), &most.to_string()])
-        .env_clear()
-        .current_dir(root)
+    let mut child = confined::command(root, &["unpack", from.name(), &most.to_string()])
         .stdin(stdin)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
         .spawn()
         .map_err(|e| Failure::io("start the unpacker", e))?;
     let fed = match from {
         Source::Tar => feed(&mut child, &source, most).map(Some),
+        Source::Volume => feed(&mut child, &source, most.saturating_add(AROUND)).map(Some),
         Source::Image => Ok(None),
     };
     if fed.is_err() {
         // Nothing it could still say matters.
         child.kill().map_err(|e| Failure::io("stop the unpacker", e))?;
     }
-    // By value: a child that says more than is listened to must not wait for ever.
-    let message = child.stderr.take().map(said).transpose();
-    let answer = child.stdout.take().map(said).transpose();
-    let status = child.wait().map_err(|e| Failure::io("await the unpacker", e))?;
-    let (fed, message) = (fed?, message?.unwrap_or_default());
-    let answer = answer?.unwrap_or_default();
-    match (status.code().map(u8::try_from), fed) {
-        (Some(Ok(0)), Some(fed)) => Ok(fed),
-        (Some(Ok(0)), None) => image_of(&answer).ok_or_else(|| refused("The unpacker told no digest.")),
-        (Some(Ok(EXIT_REFUSED)), _) => Err(refused(message)),
-        (Some(Ok(EXIT_NO_SPACE)), _) => Err(Failure::new(Code::NoSpace, message)),
-        _ if message.is_empty() => Err(refused(format!("The unpacker died: {status}."))),
-        _ => Err(Failure::new(Code::Internal, message)),
+    let answer = confined::outcome(child);
+    match fed? {
+        Some(fed) => answer.map(|_| fed),
+        None => image_of(&answer?).ok_or_else(|| refused("The unpacker told no digest.")),
     }
-}
-
-fn said(pipe: impl Read) -> Result<String, Failure> {
-    let mut bytes = Vec::new();
-    let read = pipe.take(MAX_MESSAGE).read_to_end(&mut bytes);
-    read.map_err(|e| Failure::io("hear the unpacker", e))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// What the child told of an image: bytes unpacked, and its digest.
@@ -143,71 +120,31 @@ fn feed(child: &mut Child, mut tar: &File, most: u64) -> Result<(u64, String), F
 
 /// The child: unpacks standard input into the current directory.
 pub fn child(from: Source, most: u64) -> ExitCode {
-    let unpacked = confine().and_then(|()| match from {
-        Source::Tar => extract(&mut io::stdin().lock(), Pass::Whole, &mut 0),
+    let stream = |pass| extract(&mut io::stdin().lock(), pass, &mut Left::of(most)).map(|()| String::new());
+    let answer = confined::confine(privileges::UNPACK).and_then(|()| match from {
+        Source::Tar => stream(Pass::Whole),
+        Source::Volume => stream(Pass::Volume),
         Source::Image => stack(most),
     });
-    let Err(error) = unpacked else {
-        return ExitCode::SUCCESS;
-    };
-    // Shorter than what the parent reads, whatever name is in it.
-    let told: String = error.to_string().chars().take(MAX_TOLD).collect();
-    eprint!(
-        "Could not unpack the {}: {}.",
-        from.name(),
-        told.replace(char::is_control, " ")
-    );
-    ExitCode::from(match cause(&error) {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => EXIT_NO_SPACE,
-        _ => EXIT_REFUSED,
-    })
+    confined::end(&format!("unpack the {}", from.name()), answer)
 }
 
 /// Unpacks the image on standard input, each layer over those below it, and tells its size and digest.
-fn stack(most: u64) -> io::Result<()> {
+fn stack(most: u64) -> io::Result<String> {
     let image = Image::open(File::from(io::stdin().as_fd().try_clone_to_owned()?))?;
     // A blob that many layers name is read for each.
     if image.stored_bytes() > most {
         return Err(io::Error::other("its layers are larger than a volume may be"));
     }
-    let (mut left, mut entries) = (most, 0);
+    let (mut left, mut additions) = (most, Left::of(most));
     for nth in 0..image.layers() {
         // What a layer takes away is of the layers below, wherever in it that is said.
-        image.layer(nth, &mut left, |tar| extract(tar, Pass::Removals, &mut 0))?;
+        image.layer(nth, &mut left, |tar| extract(tar, Pass::Removals, &mut Left::of(most)))?;
         image.layer(nth, &mut { u64::MAX }, |tar| {
-            extract(tar, Pass::Additions, &mut entries)
+            extract(tar, Pass::Additions, &mut additions)
         })?;
     }
-    println!("{} {}", most - left, image.digest);
-    Ok(())
-}
-
-/// The kind of the innermost error: the tar crate wraps what the kernel said.
-fn cause(error: &io::Error) -> io::ErrorKind {
-    let mut kind = error.kind();
-    let mut inner: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|e| e as _);
-    while let Some(error) = inner {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            kind = io.kind();
-        }
-        inner = error.source();
-    }
-    kind
-}
-
-fn confine() -> io::Result<()> {
-    rustix::process::chroot(".")?;
-    rustix::process::chdir("/")?;
-    privileges::keep_only(privileges::UNPACK)?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    for (resource, most) in [(Resource::As, CHILD_MEMORY), (Resource::Cpu, CHILD_CPU)] {
-        let limit = Rlimit {
-            current: Some(most),
-            maximum: Some(most),
-        };
-        setrlimit(resource, limit)?;
-    }
-    Ok(())
+    Ok(format!("{} {}", most - left, image.digest))
 }
 
 /// What is taken of a tar's entries.
@@ -215,27 +152,66 @@ fn confine() -> io::Result<()> {
 enum Pass {
     /// All; it is no layer.
     Whole,
+    /// All, and each belongs into one of a volume's trees.
+    Volume,
     /// What a layer takes away of those below it.
     Removals,
     /// What it adds.
     Additions,
 }
 
-fn extract(stream: &mut dyn Read, pass: Pass, entries: &mut usize) -> io::Result<()> {
+/// What is left of what archives may hold.
+struct Left {
+    entries: usize,
+    /// Of files.
+    bytes: u64,
+}
+
+impl Left {
+    fn of(bytes: u64) -> Self {
+        let entries = MAX_ENTRIES;
+        Self { entries, bytes }
+    }
+
+    fn take(&mut self, entry: &Entry<'_, impl Read>) -> io::Result<()> {
+        let many = || io::Error::other("it has more than 2,000,000 entries");
+        let large = || io::Error::other("it is larger than a volume may be, or than there is room for");
+        let stored = match entry.header().entry_type() {
+            EntryType::GNUSparse => entry.header().entry_size()?,
+            _ => entry.size(),
+        };
+        self.entries = self.entries.checked_sub(1).ok_or_else(many)?;
+        self.bytes = self.bytes.checked_sub(stored).ok_or_else(large)?;
+        Ok(())
+    }
+}
+
+fn extract(stream: &mut dyn Read, pass: Pass, left: &mut Left) -> io::Result<()> {
     let mut archive = Archive::new(&mut *stream);
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(true);
     archive.set_overwrite(true);
     for entry in archive.entries()? {
-        *entries += 1;
-        if *entries > MAX_ENTRIES {
-            return Err(io::Error::other("it has more than 2,000,000 entries"));
-        }
-        extract_one(&mut entry?, pass)?;
+        let mut entry = entry?;
+        left.take(&entry)?;
+        extract_one(&mut entry, pass)?;
+    }
+    if pass == Pass::Volume {
+        expect_end(stream)?;
     }
     // What follows the end marker belongs to the digest all the same.
     io::copy(stream, &mut io::sink())?;
     Ok(())
+}
+
+/// Reads the second of the two blocks that end a tar: without the first, its entries ended where the stream broke off.
+fn expect_end(stream: &mut dyn Read) -> io::Result<()> {
+    let mut block = [1; 512];
+    match stream.read_exact(&mut block) {
+        Ok(()) if block == [0; 512] => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+        _ => Err(io::Error::other("it breaks off before its end")),
+    }
 }
 
 fn extract_one(entry: &mut Entry<'_, impl Read>, pass: Pass) -> io::Result<()> {
@@ -261,8 +237,13 @@ fn extract_one(entry: &mut Entry<'_, impl Read>, pass: Pass) -> io::Result<()> {
     // Without a slash at its end, which would have the kernel look into what is to be replaced.
     let parts = name.components().filter(|part| matches!(part, Component::Normal(_)));
     let target: PathBuf = std::iter::once(Component::RootDir).chain(parts).collect();
+    if pass == Pass::Volume
+        && let Some(what) = misplaced(entry, &target)?
+    {
+        return wrong(what);
+    }
     let removes = match (pass, target.file_name().map(|name| name.as_bytes())) {
-        (Pass::Whole, _) | (_, None) => None,
+        (Pass::Whole | Pass::Volume, _) | (_, None) => None,
         (_, Some(name)) => name.strip_prefix(WHITEOUT),
     };
     match (pass, removes) {
@@ -289,14 +270,50 @@ fn extract_one(entry: &mut Entry<'_, impl Read>, pass: Pass) -> io::Result<()> {
     if pass == Pass::Additions {
         make_way(&target, entry.header().entry_type() == EntryType::Directory)?;
     }
-    let capability = capability(entry)?;
+    let extensions = extensions(entry)?;
+    if extensions.has_size && entry.header().entry_type() == EntryType::GNUSparse {
+        return wrong("the size of a sparse file is told twice");
+    }
     entry.unpack(&target)?;
-    if let Some(value) = capability
+    if let Some(value) = extensions.capability
         && entry.header().entry_type() != EntryType::Symlink
     {
         lsetxattr(&target, "security.capability", &value, XattrFlags::empty())?;
     }
+    if let Some(modified) = extensions.modified {
+        set_modified(&target, modified)?;
+    }
     Ok(())
+}
+
+/// What is wrong with where an entry of a packed volume is, or with where it leads.
+fn misplaced(entry: &Entry<'_, impl Read>, target: &Path) -> io::Result<Option<&'static str>> {
+    let Some(tree) = first(target).filter(|first| TREES.iter().any(|tree| **first == **tree)) else {
+        return Ok(Some("an entry is neither in root nor in home"));
+    };
+    let kind = entry.header().entry_type();
+    if target == Path::new("/").join(tree) && kind != EntryType::Directory {
+        return Ok(Some("a tree is not a directory"));
+    }
+    let to = match entry.link_name()? {
+        Some(to) if kind == EntryType::Link => to,
+        _ => return Ok(None),
+    };
+    if first(&to) != Some(tree) {
+        return Ok(Some("a hard link leads into another tree"));
+    }
+    let (flags, above) = (OFlags::PATH | OFlags::CLOEXEC, to.parent().unwrap_or(&to));
+    match openat2(CWD, above, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::LOOP) => Ok(Some("a hard link goes through a symbolic link")),
+        _ => Ok(None),
+    }
+}
+
+fn first(path: &Path) -> Option<&OsStr> {
+    path.components().find_map(|part| match part {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    })
 }
 
 /// Takes away what a whiteout names: one entry of its directory, or all that layers below put there.
@@ -351,17 +368,59 @@ fn set_root(entry: &Entry<'_, impl Read>) -> io::Result<()> {
     std::fs::set_permissions("/", PermissionsExt::from_mode(header.mode()?))
 }
 
-fn capability(entry: &mut Entry<'_, impl Read>) -> io::Result<Option<Vec<u8>>> {
+/// What is told of an entry beyond its header.
+#[derive(Default)]
+struct Extensions {
+    capability: Option<Vec<u8>>,
+    modified: Option<Timespec>,
+    has_size: bool,
+}
+
+fn extensions(entry: &mut Entry<'_, impl Read>) -> io::Result<Extensions> {
+    let mut found = Extensions::default();
     let Some(extensions) = entry.pax_extensions()? else {
-        return Ok(None);
+        return Ok(found);
     };
     for extension in extensions {
         let extension = extension?;
-        if extension.key_bytes() == b"SCHILY.xattr.security.capability" {
-            return Ok(Some(extension.value_bytes().to_vec()));
+        let value = extension.value_bytes();
+        match extension.key() {
+            Ok(CAPABILITY) => found.capability = Some(value.to_vec()),
+            Ok(CAPABILITY_HEX) => found.capability = from_hex(value),
+            Ok("mtime") => found.modified = moment(value),
+            Ok("size") => found.has_size = true,
+            _ => {}
         }
     }
-    Ok(None)
+    Ok(found)
+}
+
+fn from_hex(text: &[u8]) -> Option<Vec<u8>> {
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    text.chunks(2).map(byte).collect()
+}
+
+/// Seconds and parts of them since 1970; before that, the header's whole seconds do.
+fn moment(text: &[u8]) -> Option<Timespec> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (seconds, parts) = text.split_once('.').unwrap_or((text, ""));
+    let nanoseconds: u32 = format!("{parts:0<9}").get(..9)?.parse().ok()?;
+    let seconds: u64 = seconds.parse().ok()?;
+    Some(Timespec {
+        tv_sec: seconds.try_into().ok()?,
+        tv_nsec: nanoseconds.into(),
+    })
+}
+
+fn set_modified(path: &Path, modified: Timespec) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: modified,
+    };
+    Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 #[cfg(test)]
@@ -375,6 +434,17 @@ mod tests {
         }
         for bad in ["/a", "../a", "a/../b", "a/..", "a\0b"] {
             assert!(!is_relative(Path::new(bad)), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_moment_has_nanoseconds_and_is_after_1970() {
+        let told = |text: &str| moment(text.as_bytes()).map(|time| (time.tv_sec, time.tv_nsec));
+        assert_eq!(told("12"), Some((12, 0)));
+        assert_eq!(told("0.5"), Some((0, 500_000_000)));
+        assert_eq!(told("12.0000000019"), Some((12, 1)));
+        for bad in ["", "-1.5", "1.-5", "1.5e3", "x", "1.\u{e9}"] {
+            assert_eq!(told(bad), None, "{bad}");
         }
     }
 }

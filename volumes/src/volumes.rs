@@ -1,14 +1,7 @@
-//! The seven verbs. A volume is `DIR/ID/{root,home}`; a name in DIR that begins with a dot is half
+//! The eight verbs. A volume is `DIR/ID/{root,home}`; a name in DIR that begins with a dot is half
 //! made or half deleted and is cleared at the next start. Must not know sockets.
-//!
-//! The size limit of a volume is kept as `trusted.choir.limit` of `DIR/ID`. It is enforced on each
-//! tree by the kernel: whenever counts change, each may hold what it has plus what the volume has
-//! left. Both growing at once can overshoot by what is written between two commits.
-//!
-//! Where the kernel charges a tree only for what it wrote, a copy begins at nothing. So that a limit
-//! is not evaded by copying, what its source was charged for is kept as `trusted.choir.inherited`
-//! of the copy, for root and home, and counts, too. It is an upper bound: what the copy deletes of
-//! it still counts.
+
+mod limits;
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -19,26 +12,23 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{
-    CWD, FlockOperation, Gid, Mode, RenameFlags, Uid, XattrFlags, chmod, fchown, fgetxattr, flock, fremovexattr,
-    fsetxattr, fsync, open, renameat_with, syncfs,
+    CWD, FlockOperation, Gid, Mode, RenameFlags, Uid, chmod, fchown, flock, fsync, open, renameat_with, syncfs,
 };
 use rustix::io::Errno;
 
+use self::limits::inherited;
 use crate::backend::Backend;
 use crate::diff::diff;
-use crate::kernel::{self, Counted};
+use crate::kernel;
+use crate::pack::pack;
 use crate::shift::{self, Base};
 use crate::unpack::unpack;
 use crate::walk::DIRECTORY;
-use crate::wire::{Code, Failure, Request, Response, Source, VolumeId};
+use crate::wire::{Code, Failure, HOME, ROOT, Request, Response, Source, TREES, VolumeId};
 
-const LIMIT: &str = "trusted.choir.limit";
-const INHERITED: &str = "trusted.choir.inherited";
-const ROOT: &str = "root";
-const HOME: &str = "home";
 /// The incoming root of a replacement, and right after the exchange the outgoing one.
 const SPARE: &str = "root.new";
-/// Bytes that unpacking an image leaves free.
+/// Bytes that unpacking an image or a volume leaves free.
 const SPARE_ROOM: u64 = 1 << 30;
 /// Marks a read-only volume where the file system cannot.
 const READONLY: &str = "readonly";
@@ -95,14 +85,20 @@ impl Volumes {
     /// Does what a request asks; with the descriptor that came with it.
     pub fn answer(&self, request: Request, descriptor: Option<OwnedFd>) -> Response {
         let outcome = match request {
+            Request::Create { from, base, .. } if base.is_some() != (from == Some(Source::Volume)) => Err(
+                Failure::new(Code::Invalid, "`base` comes with `from` a volume, and only then."),
+            ),
             Request::Create {
                 volume,
                 from: Some(from),
                 most,
-            } => self.create_from(&volume, descriptor, from, most),
+                base,
+                size,
+            } => self.create_from(&volume, descriptor, from, most, base.map(|base| (base, size))),
+            Request::Pack { volume } => self.pack(&volume, descriptor),
             _ if descriptor.is_some() => Err(Failure::new(
                 Code::Invalid,
-                "Only `create` with `from` takes a descriptor.",
+                "Only `create` with `from` and `pack` take a descriptor.",
             )),
             Request::Hello {} => Ok(Response::Hello {
                 backend: self.backend.name(),
@@ -134,25 +130,6 @@ impl Volumes {
         outcome.unwrap_or_else(|error| Response::Error { error })
     }
 
-    /// Brings all limits up to date with what was written. Called every few seconds; failures are
-    /// tried again then.
-    pub fn rebalance(&self) -> io::Result<()> {
-        if matches!(self.backend, Backend::Plain { .. }) {
-            return Ok(());
-        }
-        let pool = self.handle.as_fd();
-        if kernel::quota(pool)?.is_some_and(|quota| !quota.consistent) {
-            kernel::rescan_quota(pool)?;
-        }
-        for id in self.ids()? {
-            match self.balance(&self.dir.join(id)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
     fn create(&self, id: &VolumeId) -> Result<Response, Failure> {
         let _hold = self.change(id)?;
         self.assemble(id, |draft| {
@@ -170,6 +147,7 @@ impl Volumes {
         descriptor: Option<OwnedFd>,
         from: Source,
         most: u64,
+        owners: Option<(u32, u32)>,
     ) -> Result<Response, Failure> {
         let _hold = self.change(id)?;
         let missing = || {
@@ -178,36 +156,71 @@ impl Volumes {
         };
         let source = descriptor.ok_or_else(missing)?;
         let room = self.room().map_err(|e| Failure::io("look for room", e))?;
-        if from == Source::Image && room == 0 {
-            return Err(Failure::new(
-                Code::NoSpace,
-                "The disk of the volumes has no room for an image.",
-            ));
+        if from != Source::Tar && room == 0 {
+            let message = format!("The disk of the volumes has no room to create from: {}.", from.name());
+            return Err(Failure::new(Code::NoSpace, message));
         }
-        let most = if from == Source::Image { most.min(room) } else { most };
+        let most = if from == Source::Tar { most } else { most.min(room) };
         self.assemble(id, |draft| {
             self.backend
                 .make(draft, ROOT)
                 .map_err(|e| Failure::io("make the root", e))?;
-            let (bytes, sha256) = unpack(&draft.join(ROOT), source, from, most)?;
             self.make_home(draft, 0)?;
-            syncfs(&self.handle).map_err(|e| Failure::io("flush the root", e))?;
+            let into = match from {
+                Source::Tar | Source::Image => draft.join(ROOT),
+                Source::Volume => draft.to_owned(),
+            };
+            let (bytes, sha256) = unpack(&into, source, from, most)?;
+            if let Some((base, size)) = owners {
+                shift_trees(draft, base, size)?;
+            }
+            syncfs(&self.handle).map_err(|e| Failure::io("flush the volume", e))?;
+            if from == Source::Volume {
+                self.seal(draft)
+                    .map_err(|e| Failure::io("make the volume read-only", e))?;
+            }
             Ok(Response::Unpacked { bytes, sha256 })
         })
+    }
+
+    fn pack(&self, id: &VolumeId, descriptor: Option<OwnedFd>) -> Result<Response, Failure> {
+        let _hold = self.read(id)?;
+        let volume = self.existing(id)?;
+        let missing = || Failure::new(Code::Invalid, "No descriptor came with the request to pack.");
+        let into = descriptor.ok_or_else(missing)?;
+        let refused = |why: &str| {
+            let message = format!("Volume {} {why}.", id.as_str());
+            Failure::new(Code::Refused, message)
+        };
+        if !self.is_readonly(&volume)? {
+            return Err(refused("may change meanwhile; pack a read-only snapshot of it"));
+        }
+        let mut bases = [0; 2];
+        for (base, tree) in bases.iter_mut().zip(TREES) {
+            let Base { from, to } = Base::at(&volume.join(tree)).map_err(|e| Failure::io("read the base", e))?;
+            if from != to {
+                return Err(refused(
+                    "was taken in the middle of a shift; pack a snapshot that was taken later",
+                ));
+            }
+            *base = to;
+        }
+        let bytes = pack(&volume, bases, into)?;
+        Ok(Response::Packed { bytes })
     }
 
     fn snapshot(&self, from: &VolumeId, id: &VolumeId, readonly: bool) -> Result<Response, Failure> {
         let (_read, _write) = (self.read(from)?, self.change(id)?);
         let source = self.existing(from)?;
         self.assemble(id, |draft| {
-            for tree in [ROOT, HOME] {
+            for tree in TREES {
                 self.backend
                     .copy(&source.join(tree), draft, tree, readonly)
                     .map_err(|e| Failure::io("copy the volume", e))?;
             }
             self.inherit(&source, draft, [true, true])?;
             if readonly && matches!(self.backend, Backend::Plain { .. }) {
-                File::create(draft.join(READONLY)).map_err(|e| Failure::io("mark the copy", e))?;
+                self.seal(draft).map_err(|e| Failure::io("mark the copy", e))?;
             }
             Ok(Response::Done {})
         })
@@ -270,47 +283,6 @@ impl Volumes {
         Ok(Response::Done {})
     }
 
-    fn limit(&self, id: &VolumeId, bytes: Option<u64>) -> Result<Response, Failure> {
-        let _hold = self.change(id)?;
-        let volume = self.existing(id)?;
-        let work = || -> io::Result<()> {
-            let directory = File::open(&volume)?;
-            match bytes {
-                Some(bytes) => {
-                    let text = bytes.to_string();
-                    fsetxattr(&directory, LIMIT, text.as_bytes(), XattrFlags::empty())?;
-                }
-                None => match fremovexattr(&directory, LIMIT) {
-                    Ok(()) | Err(Errno::NODATA) => {}
-                    Err(error) => return Err(error.into()),
-                },
-            }
-            fsync(&directory)?;
-            self.balance(&volume)?;
-            Ok(())
-        };
-        let enforced = matches!(self.backend, Backend::Btrfs { .. });
-        if enforced {
-            work().map_err(|e| Failure::io("set the limit", e))?;
-        }
-        Ok(Response::Limited { enforced })
-    }
-
-    fn usage(&self, id: &VolumeId) -> Result<Response, Failure> {
-        let volume = self.existing(id)?;
-        let (root, home, limit) = self.balance(&volume).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => absent(id),
-            _ => Failure::io("count the volume", error),
-        })?;
-        let before = inherited(&volume).map_err(|e| Failure::io("count the volume", e))?;
-        Ok(Response::Usage {
-            bytes: root.referenced + home.referenced + before[0] + before[1],
-            exclusive: root.exclusive + home.exclusive,
-            limit,
-            enforced: limit.is_some(),
-        })
-    }
-
     /// Bytes that may be taken without taking what is running its room.
     fn room(&self) -> io::Result<u64> {
         let space = rustix::fs::fstatvfs(&self.handle)?;
@@ -332,23 +304,9 @@ impl Volumes {
     fn shift(&self, id: &VolumeId, base: u32, size: u32) -> Result<Response, Failure> {
         let _hold = self.change(id)?;
         let volume = self.writable(id)?;
-        let work = || -> io::Result<u64> {
-            let mut files = 0;
-            for tree in [ROOT, HOME] {
-                let top = open(volume.join(tree), DIRECTORY, Mode::empty())?;
-                files += shift::shift(&top, base, size)?;
-            }
-            open_to_owner(&volume)?;
-            Ok(files)
-        };
-        match work() {
-            Ok(files) => Ok(Response::Shifted { files }),
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => Err(Failure::new(
-                Code::Invalid,
-                "The old and the new range of ids overlap, or the new one is empty or too high.",
-            )),
-            Err(error) => Err(Failure::io("shift the owners", error)),
-        }
+        let files = shift_trees(&volume, base, size)?;
+        open_to_owner(&volume).map_err(|e| Failure::io("shift the owners", e))?;
+        Ok(Response::Shifted { files })
     }
 
     fn diff(&self, from: &VolumeId, to: &VolumeId, most: usize) -> Result<Response, Failure> {
@@ -413,6 +371,19 @@ impl Volumes {
         work().map_err(|e| Failure::io("make the home", e))
     }
 
+    /// Lets nothing change the trees of a draft any more.
+    fn seal(&self, draft: &Path) -> io::Result<()> {
+        match self.backend {
+            Backend::Btrfs { .. } => {
+                for tree in TREES {
+                    kernel::set_readonly(File::open(draft.join(tree))?.as_fd())?;
+                }
+                Ok(())
+            }
+            Backend::Plain { .. } => File::create(draft.join(READONLY)).map(drop),
+        }
+    }
+
     /// Deletes a volume's directory, if it is there.
     fn discard(&self, volume: &Path) -> io::Result<()> {
         for tree in [ROOT, HOME, SPARE] {
@@ -455,54 +426,6 @@ impl Volumes {
         Ok(ids)
     }
 
-    /// Counts both trees and divides what the volume has left between them.
-    fn balance(&self, volume: &Path) -> io::Result<(Counted, Counted, Option<u64>)> {
-        let trees = [volume.join(ROOT), volume.join(HOME)];
-        let [root, home] = [self.backend.count(&trees[0])?, self.backend.count(&trees[1])?];
-        if matches!(self.backend, Backend::Plain { .. }) {
-            return Ok((root, home, None));
-        }
-        let limit = read_limit(volume)?;
-        let before = inherited(volume)?;
-        let used = root.referenced + home.referenced + before[0] + before[1];
-        for (path, counted) in trees.iter().zip([root, home]) {
-            let wanted = limit.map(|l| counted.referenced + l.saturating_sub(used));
-            if counted.limit != wanted {
-                let id = kernel::subvolume_id(File::open(path)?.as_fd())?;
-                kernel::set_limit(self.handle.as_fd(), id, wanted)?;
-            }
-        }
-        Ok((root, home, limit))
-    }
-
-    /// Has these trees of a copy, root and home, begin with what their source is charged for.
-    fn inherit(&self, source: &Path, draft: &Path, trees: [bool; 2]) -> Result<(), Failure> {
-        let work = || {
-            let charged = self.charged(source)?;
-            let of = |nth: usize| if trees[nth] { charged[nth] } else { 0 };
-            self.set_inherited(draft, [of(0), of(1)])
-        };
-        work().map_err(|e| Failure::io("count the source", e))
-    }
-
-    /// What root and home of a volume are charged for, what they began with included.
-    fn charged(&self, volume: &Path) -> io::Result<[u64; 2]> {
-        let before = inherited(volume)?;
-        let own = |tree: &str| Ok::<_, io::Error>(self.backend.count(&volume.join(tree))?.referenced);
-        match self.backend {
-            Backend::Btrfs { simple: true } => Ok([before[0] + own(ROOT)?, before[1] + own(HOME)?]),
-            _ => Ok([0, 0]),
-        }
-    }
-
-    fn set_inherited(&self, volume: &Path, [root, home]: [u64; 2]) -> io::Result<()> {
-        if let Backend::Btrfs { simple: true } = self.backend {
-            let text = format!("{root} {home}");
-            fsetxattr(File::open(volume)?, INHERITED, text.as_bytes(), XattrFlags::empty())?;
-        }
-        Ok(())
-    }
-
     fn existing(&self, id: &VolumeId) -> Result<PathBuf, Failure> {
         let path = self.dir.join(id.as_str());
         if path.is_dir() {
@@ -513,17 +436,21 @@ impl Volumes {
 
     fn writable(&self, id: &VolumeId) -> Result<PathBuf, Failure> {
         let path = self.existing(id)?;
-        let readonly = match &self.backend {
-            Backend::Plain { .. } => Ok(path.join(READONLY).exists()),
-            Backend::Btrfs { .. } => {
-                File::open(path.join(ROOT)).and_then(|root| Ok(kernel::is_readonly(root.as_fd())?))
-            }
-        };
-        if readonly.map_err(|e| Failure::io("examine the volume", e))? {
+        if self.is_readonly(&path)? {
             let message = format!("Volume {} is a read-only snapshot.", id.as_str());
             return Err(Failure::new(Code::Refused, message));
         }
         Ok(path)
+    }
+
+    fn is_readonly(&self, volume: &Path) -> Result<bool, Failure> {
+        let readonly = match &self.backend {
+            Backend::Plain { .. } => Ok(volume.join(READONLY).exists()),
+            Backend::Btrfs { .. } => {
+                File::open(volume.join(ROOT)).and_then(|root| Ok(kernel::is_readonly(root.as_fd())?))
+            }
+        };
+        readonly.map_err(|e| Failure::io("examine the volume", e))
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<String, Option<u32>>> {
@@ -565,6 +492,19 @@ fn busy(id: &VolumeId) -> Failure {
     Failure::new(Code::Busy, message)
 }
 
+/// Moves the owners of both trees to a range of `size` ids. Returns how many files changed.
+fn shift_trees(volume: &Path, base: u32, size: u32) -> Result<u64, Failure> {
+    let shift_tree = |tree: &str| shift::shift(&open(volume.join(tree), DIRECTORY, Mode::empty())?, base, size);
+    match TREES.into_iter().map(shift_tree).sum::<io::Result<u64>>() {
+        Ok(files) => Ok(files),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => Err(Failure::new(
+            Code::Invalid,
+            "The old and the new range of ids overlap, or the new one is empty or too high.",
+        )),
+        Err(error) => Err(Failure::io("shift the owners", error)),
+    }
+}
+
 /// Until its ids are shifted, a volume may hold setuid programs of the host's root: nobody else may
 /// reach them.
 fn open_to_owner(volume: &Path) -> io::Result<()> {
@@ -572,28 +512,4 @@ fn open_to_owner(volume: &Path) -> io::Result<()> {
     let shifted = bases.iter().all(|base| base.from != 0 && base.to != 0);
     let mode = if shifted { 0o711 } else { 0o700 };
     Ok(chmod(volume, Mode::from_raw_mode(mode))?)
-}
-
-fn read_limit(volume: &Path) -> io::Result<Option<u64>> {
-    Ok(numbers(volume, LIMIT)?.first().copied())
-}
-
-/// What root and home of a volume began with.
-fn inherited(volume: &Path) -> io::Result<[u64; 2]> {
-    Ok(<[u64; 2]>::try_from(numbers(volume, INHERITED)?).unwrap_or_default())
-}
-
-/// The numbers in an attribute of a volume; none where it has none.
-fn numbers(volume: &Path, attribute: &str) -> io::Result<Vec<u64>> {
-    let directory = open(volume, DIRECTORY, Mode::empty())?;
-    let mut text = [0; 64];
-    match fgetxattr(&directory, attribute, &mut text) {
-        Err(Errno::NODATA | Errno::NOTSUP) => Ok(Vec::new()),
-        Err(error) => Err(error.into()),
-        Ok(length) => std::str::from_utf8(&text[..length])
-            .map_err(io::Error::other)?
-            .split(' ')
-            .map(|number| number.parse().map_err(io::Error::other))
-            .collect(),
-    }
 }

@@ -16,6 +16,8 @@ pub const DIRECTORY: OFlags = OFlags::RDONLY
 /// One entry below the top: its directory, its name there, and what it is.
 pub struct Entry<'a> {
     pub parent: BorrowedFd<'a>,
+    /// The path of its directory below the top, with a slash behind each name.
+    pub directory: &'a [u8],
     pub name: &'a CStr,
     pub stat: &'a Stat,
     /// On another device than the top: a mount or a nested subvolume, not entered.
@@ -25,18 +27,22 @@ pub struct Entry<'a> {
 /// Calls `visit` for every entry below `top`; a directory comes before what is in it.
 pub fn walk<E: From<io::Error>>(top: OwnedFd, mut visit: impl FnMut(&Entry<'_>) -> Result<(), E>) -> Result<(), E> {
     let root = fstat(&top).map_err(io::Error::from)?;
-    // Each level's inode and the directories in it still to enter; `here` is the last level.
-    let mut levels = vec![(root.st_ino, list(&top, root.st_dev, &mut visit)?)];
+    let mut path: Vec<u8> = Vec::new();
+    // Each level's inode, the length of its path, and the directories in it still to enter; `here` is the last level.
+    let mut levels = vec![(root.st_ino, 0, list(&top, root.st_dev, &path, &mut visit)?)];
     let mut here = top;
-    while let Some((_, pending)) = levels.last_mut() {
+    while let Some((_, length, pending)) = levels.last_mut() {
+        path.truncate(*length);
         if let Some(name) = pending.pop() {
             here = open_directory(&here, &name)?;
             let inode = fstat(&here).map_err(io::Error::from)?.st_ino;
-            levels.push((inode, list(&here, root.st_dev, &mut visit)?));
+            path.extend_from_slice(name.to_bytes());
+            path.push(b'/');
+            levels.push((inode, path.len(), list(&here, root.st_dev, &path, &mut visit)?));
             continue;
         }
         levels.pop();
-        if let Some((expected, _)) = levels.last() {
+        if let Some((expected, _, _)) = levels.last() {
             here = open_directory(&here, c"..")?;
             let found = fstat(&here).map_err(io::Error::from)?;
             if found.st_ino != *expected || found.st_dev != root.st_dev {
@@ -55,6 +61,7 @@ fn open_directory(at: &OwnedFd, name: &CStr) -> io::Result<OwnedFd> {
 fn list<E: From<io::Error>>(
     directory: &OwnedFd,
     device: u64,
+    path: &[u8],
     visit: &mut impl FnMut(&Entry<'_>) -> Result<(), E>,
 ) -> Result<Vec<CString>, E> {
     let mut pending = Vec::new();
@@ -68,6 +75,7 @@ fn list<E: From<io::Error>>(
         let foreign = stat.st_dev != device;
         visit(&Entry {
             parent: directory.as_fd(),
+            directory: path,
             name,
             stat: &stat,
             foreign,

@@ -6,6 +6,9 @@
 //! {"verb":"create","volume":ID}                      -> {}
 //! {"verb":"create","volume":ID,
 //!  "from":"tar"|"image","most":N?}                   -> {"bytes":N,"sha256":HEX}
+//! {"verb":"create","volume":ID,"from":"volume",
+//!  "most":N?,"base":B,"size":S?}                     -> {"bytes":N,"sha256":HEX}
+//! {"verb":"pack","volume":ID}                        -> {"bytes":N}
 //! {"verb":"snapshot","source":ID,"volume":ID,
 //!  "readonly":BOOL?,"only":"root"?,"replace":"root"?} -> {}
 //! {"verb":"delete","volume":ID}                      -> {}
@@ -24,7 +27,14 @@
 //!   With `from`, a descriptor comes by SCM_RIGHTS in the same `sendmsg` as the request line, and what
 //!   it holds goes into `root`, of `most` bytes at most (64 GiB if not given). A tar, of a regular file
 //!   or pipe, is read from its current offset to its end, and the SHA-256 is that of all of it. An image
-//!   is an archive in a regular file; the SHA-256 is the image's own.
+//!   is an archive in a regular file; the SHA-256 is the image's own. From a volume that `pack` wrote
+//!   comes a read-only snapshot, its owners shifted to `base` as by `shift`; it is read like a tar, is
+//!   refused where it breaks off, and `most` bounds what its files hold.
+//! - `pack` writes a read-only snapshot as one tar to a descriptor that comes with the request, a regular
+//!   file or pipe: `root/` and all below it, then `home/`. Owners are as inside, those outside of 65536
+//!   ids nobody's; modes, capabilities and, but for directories, times of the last write are kept, files
+//!   stay sparse and keep their several names. Sockets, FIFOs, device nodes, nested subvolumes and other
+//!   extended attributes are left out. An error may come after bytes were written.
 //! - `snapshot` copies both trees. With `only`, `home` is empty and owned by user 1000. With
 //!   `replace`, an existing volume's `root` is exchanged for a copy of the source's in one step and
 //!   its `home` stays; the old root is deleted. Neither combines with `readonly`. A new volume has
@@ -75,6 +85,11 @@ impl TryFrom<String> for VolumeId {
     }
 }
 
+/// The trees of a volume, as they are named in its directory and in what `pack` writes.
+pub const TREES: [&str; 2] = [ROOT, HOME];
+pub const ROOT: &str = "root";
+pub const HOME: &str = "home";
+
 /// The part of a volume that `only` and `replace` can name.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -91,16 +106,19 @@ pub enum Source {
     Tar,
     /// An image's layers with their manifest.
     Image,
+    /// Both trees of a volume, as `pack` wrote them.
+    Volume,
 }
 
 impl Source {
-    pub const ALL: [Self; 2] = [Self::Tar, Self::Image];
+    pub const ALL: [Self; 3] = [Self::Tar, Self::Image, Self::Volume];
 
     /// As it is written.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tar => "tar",
             Self::Image => "image",
+            Self::Volume => "volume",
         }
     }
 }
@@ -117,7 +135,12 @@ pub enum Request {
         from: Option<Source>,
         #[serde(default = "most_bytes")]
         most: u64,
+        base: Option<u32>,
+        #[serde(default = "id_range")]
+        size: u32,
     },
+    /// A read-only volume as a tar.
+    Pack { volume: VolumeId },
     /// A copy of a volume, or of its root.
     Snapshot {
         source: VolumeId,
@@ -153,7 +176,8 @@ fn most_bytes() -> u64 {
     64 << 30
 }
 
-fn id_range() -> u32 {
+/// Ids of a range where no number is given.
+pub fn id_range() -> u32 {
     65_536
 }
 
@@ -174,6 +198,9 @@ pub enum Response {
     Unpacked {
         bytes: u64,
         sha256: String,
+    },
+    Packed {
+        bytes: u64,
     },
     Limited {
         enforced: bool,

@@ -11,9 +11,9 @@ use rustix::fs::{XattrFlags, getxattr, setxattr};
 use serde_json::{Value, json};
 use tar::{Builder, EntryType, Header};
 
-const CAPABILITY: &str = "security.capability";
+pub const CAPABILITY: &str = "security.capability";
 /// NET_BIND_SERVICE, effective, version 2.
-const VALUE: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+pub const VALUE: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 pub fn root_only() -> bool {
     let root = rustix::process::geteuid().is_root();
@@ -235,19 +235,19 @@ fn only_files_and_pipes_are_read_and_only_where_a_tar_belongs() {
     });
 }
 
-fn capability(path: &Path) -> Vec<u8> {
+pub fn capability(path: &Path) -> Vec<u8> {
     let mut value = [0; 64];
     let length = getxattr(path, CAPABILITY, &mut value).expect("a capability");
     value[..length].to_vec()
 }
 
-fn set(path: &Path, name: &str, value: &[u8]) {
+pub fn set(path: &Path, name: &str, value: &[u8]) {
     setxattr(path, name, value, XattrFlags::empty()).expect("an attribute");
 }
 
 /// The same capability for the root of a range.
-fn version_3(base: u32) -> Vec<u8> {
-    let mut value = VALUE.to_vec();
+pub fn version_3(value: [u8; 20], base: u32) -> Vec<u8> {
+    let mut value = value.to_vec();
     value[3] = 3;
     value.extend(base.to_le_bytes());
     value
@@ -290,7 +290,7 @@ fn a_shift_keeps_setuid_bits_and_capabilities_and_may_be_repeated() {
             assert_eq!(owner(""), (base, base, 0o755));
             assert_eq!(fs::metadata(&deep).expect("there").uid(), base);
             assert_eq!(fs::metadata(server.path("box/home")).expect("there").uid(), base + 1000);
-            assert_eq!(capability(&path("ping")), version_3(base));
+            assert_eq!(capability(&path("ping")), version_3(VALUE, base));
         }
         assert_eq!(fs::metadata(&outside).expect("there").uid(), 0);
         let near = json!({"verb": "shift", "volume": "box", "base": 500_100});
@@ -316,14 +316,14 @@ fn an_interrupted_shift_is_finished_by_the_next() {
         // Stopped after the change of owner took the setuid bit and the capability of `sudo`.
         set(&path(""), "trusted.choir.base", b"0>300000");
         let mut kept = 0o4755_u32.to_le_bytes().to_vec();
-        kept.extend(version_3(300_000));
+        kept.extend(version_3(VALUE, 300_000));
         set(&path("sudo"), "trusted.choir.kept", &kept);
         chown(path("sudo"), Some(300_000), Some(300_000)).expect("an owner");
 
         server.done(&json!({"verb": "shift", "volume": "box", "base": 300_000}));
         let stat = fs::metadata(path("sudo")).expect("there");
         assert_eq!((stat.uid(), stat.mode() & 0o7777), (300_000, 0o4755));
-        assert_eq!(capability(&path("sudo")), version_3(300_000));
+        assert_eq!(capability(&path("sudo")), version_3(VALUE, 300_000));
         assert_eq!(fs::metadata(path("later")).expect("there").uid(), 300_000);
         assert!(getxattr(path("sudo"), "trusted.choir.kept", &mut [0_u8; 64]).is_err());
     });

@@ -3,5 +3,6 @@
 mod contents;
 mod diff;
 mod images;
+mod pack;
 mod support;
 mod verbs;
