@@ -2,6 +2,7 @@
 //! It must not know users, sessions, routes or storage: it starts what it is told and says what it sees.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -223,6 +224,10 @@ pub trait Volumes: Send + Sync {
     async fn usage(&self, volume: &str) -> Result<Usage>;
     /// What `to` holds otherwise than `from`, with at most `most` paths as inside a sandbox. Either may change meanwhile.
     async fn diff(&self, from: &str, to: &str, most: usize) -> Result<Diff>;
+    /// Writes a read-only snapshot as one tar: `root/…` and `home/…`, owners as inside.
+    async fn pack(&self, snapshot: &str, into: OwnedFd) -> Result<()>;
+    /// Makes a read-only snapshot, of at most so many bytes, of what `pack` wrote; its files belong to `ids`.
+    async fn unpack(&self, snapshot: &str, from: OwnedFd, ids: IdRange, most: u64) -> Result<()>;
 }
 
 /// Where the real runtimes find things on this host.

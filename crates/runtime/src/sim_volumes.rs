@@ -1,12 +1,17 @@
 //! Volumes in memory: names, limits, and one text for each part. It must not be used outside tests.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use choir_core::snapshot::{Change, Diff, Differs};
 use choir_core::{IdRange, SandboxId};
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
 
 use crate::template::HOME;
 use crate::{Error, Result, Space, Usage, Volumes};
@@ -30,6 +35,13 @@ struct Volume {
     home: String,
     readonly: bool,
     limit: Option<u64>,
+}
+
+/// What is packed of a volume; a newline behind it is its end.
+#[derive(Serialize, Deserialize)]
+struct Packed {
+    root: String,
+    home: String,
 }
 
 impl SimVolumes {
@@ -76,6 +88,16 @@ impl SimVolumes {
         disk.volumes.insert(target.to_owned(), copy);
         Ok(())
     }
+}
+
+/// Reads and writes wait, as those of the helper do, whatever the descriptor was told.
+fn waiting(descriptor: OwnedFd) -> io::Result<File> {
+    rustix::io::ioctl_fionbio(&descriptor, false)?;
+    Ok(File::from(descriptor))
+}
+
+fn refused(why: &str) -> Error {
+    Error::Refused(why.to_owned())
 }
 
 #[async_trait]
@@ -174,5 +196,43 @@ impl Volumes for SimVolumes {
             entries,
             ..Diff::default()
         })
+    }
+
+    async fn pack(&self, snapshot: &str, into: OwnedFd) -> Result<()> {
+        let Volume {
+            root, home, readonly, ..
+        } = self.with(snapshot, |v| v.clone())?;
+        if !readonly {
+            return Err(refused("it may change meanwhile"));
+        }
+        let mut text = serde_json::to_vec(&Packed { root, home }).map_err(io::Error::other)?;
+        text.push(b'\n');
+        let written = spawn_blocking(move || waiting(into)?.write_all(&text));
+        Ok(written.await.map_err(io::Error::other)??)
+    }
+
+    async fn unpack(&self, snapshot: &str, from: OwnedFd, _ids: IdRange, most: u64) -> Result<()> {
+        let read = spawn_blocking(move || {
+            let mut text = String::new();
+            waiting(from)?.read_to_string(&mut text).map(|_| text)
+        });
+        let text = read.await.map_err(io::Error::other)??;
+        let whole = text.strip_suffix('\n').ok_or_else(|| refused("it breaks off"))?;
+        let Packed { root, home } = serde_json::from_str(whole).map_err(|_| refused("it is no volume"))?;
+        if (root.len() + home.len()) as u64 > most {
+            return Err(refused("it is larger than a volume may be"));
+        }
+        let mut disk = self.disk();
+        if disk.volumes.contains_key(snapshot) {
+            return Err(refused("it exists already"));
+        }
+        let volume = Volume {
+            root,
+            home,
+            readonly: true,
+            limit: None,
+        };
+        disk.volumes.insert(snapshot.to_owned(), volume);
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,8 @@ const QUICK: Duration = Duration::from_secs(60);
 const SLOW: Duration = Duration::from_secs(1800);
 /// What compares two volumes for 20 s at most, one after the other.
 const COMPARING: Duration = Duration::from_secs(120);
+/// What passes a volume on as fast as a network far away takes or brings it: 64 GiB at 3 MB/s.
+const CARRYING: Duration = Duration::from_secs(6 * 3600);
 /// How long a volume is waited for that something else has.
 const BUSY_FOR: Duration = Duration::from_secs(30);
 /// The longest answer: the list of all volumes.
@@ -131,7 +133,7 @@ impl VolumesClient {
         }
     }
 
-    async fn unpack(&self, request: Value, archive: &Path) -> Result<String> {
+    async fn import_from(&self, request: Value, archive: &Path) -> Result<String> {
         let file = std::fs::File::open(archive)
             .map_err(|e| Error::Refused(format!("the archive {} cannot be read: {e}", archive.display())))?;
         let unpacked: Unpacked = self.ask(request, Some(file.as_fd()), SLOW).await?;
@@ -242,12 +244,12 @@ impl Volumes for VolumesClient {
 
     async fn import(&self, release: &str, archive: &Path) -> Result<String> {
         let request = json!({"verb": "create", "volume": release, "from": "tar"});
-        self.unpack(request, archive).await
+        self.import_from(request, archive).await
     }
 
     async fn import_image(&self, release: &str, archive: &Path, most: u64) -> Result<String> {
         let request = json!({"verb": "create", "volume": release, "from": "image", "most": most});
-        self.unpack(request, archive).await
+        self.import_from(request, archive).await
     }
 
     async fn shift(&self, volume: &str, ids: IdRange) -> Result<()> {
@@ -292,5 +294,20 @@ impl Volumes for VolumesClient {
             entry.path = inside(&entry.path);
         }
         Ok(diff)
+    }
+
+    async fn pack(&self, snapshot: &str, into: OwnedFd) -> Result<()> {
+        let request = json!({"verb": "pack", "volume": snapshot});
+        let packed = self.ask::<Nothing>(request, Some(into.as_fd()), CARRYING).await;
+        packed.map(|_| ())
+    }
+
+    async fn unpack(&self, snapshot: &str, from: OwnedFd, ids: IdRange, most: u64) -> Result<()> {
+        let request = json!({
+            "verb": "create", "volume": snapshot, "from": "volume", "most": most,
+            "base": ids.base, "size": IdRange::SIZE,
+        });
+        let unpacked = self.ask::<Nothing>(request, Some(from.as_fd()), CARRYING).await;
+        unpacked.map(|_| ())
     }
 }

@@ -1,6 +1,7 @@
 //! One suite for volumes, run against the simulated ones and against the real helper with plain copies.
 
-use std::io::Write;
+use std::io::{Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -108,11 +109,58 @@ async fn a_release_becomes_sandboxes_and_snapshots(volumes: &dyn Volumes, archiv
     assert!(volumes.list().await.unwrap().is_empty());
 }
 
+fn file_of(bytes: &[u8]) -> OwnedFd {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file.rewind().unwrap();
+    file.into()
+}
+
+async fn a_snapshot_is_packed_and_made_again(volumes: &dyn Volumes, archive: &Path) {
+    const MOST: u64 = 1 << 20;
+    let ids = IdRange::nth(0).unwrap();
+    volumes.import("r-one", archive).await.unwrap();
+    volumes.shift("r-one", ids).await.unwrap();
+    volumes.snapshot("r-one", "p-one", true).await.unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (packed, unpacked) = tokio::join!(
+        volumes.pack("p-one", writer.into()),
+        volumes.unpack("p-two", reader.into(), ids, MOST),
+    );
+    packed.unwrap();
+    unpacked.unwrap();
+    assert_eq!(volumes.diff("p-one", "p-two", 10).await.unwrap(), Diff::default());
+
+    let mut file = tempfile::tempfile().unwrap();
+    let into = || OwnedFd::from(file.try_clone().unwrap());
+    volumes.snapshot("p-two", "p-open", false).await.unwrap();
+    let open = volumes.pack("p-open", into()).await;
+    assert!(matches!(open, Err(Error::Refused(_))), "{open:?}");
+    let absent = volumes.pack("p-none", into()).await;
+    assert!(matches!(absent, Err(Error::NotFound)), "{absent:?}");
+    volumes.pack("p-two", into()).await.unwrap();
+    let mut whole = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut whole).unwrap();
+    let (whole, cut) = (&whole[..], &whole[..whole.len() - 1]);
+    for (name, bytes, most) in [("p-three", cut, MOST), ("p-three", whole, 0), ("p-two", whole, MOST)] {
+        let refused = volumes.unpack(name, file_of(bytes), ids, most).await;
+        assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    }
+    assert!(!volumes.list().await.unwrap().contains(&"p-three".to_owned()));
+    volumes.unpack("p-three", file_of(whole), ids, MOST).await.unwrap();
+    for name in ["p-one", "p-two", "p-three", "p-open", "r-one"] {
+        volumes.delete(name).await.unwrap();
+    }
+    assert!(volumes.list().await.unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn simulated_volumes_do_what_real_ones_do() {
     let volumes = SimVolumes::default();
     assert_eq!(volumes.backend().await.unwrap(), "sim");
     a_release_becomes_sandboxes_and_snapshots(&volumes, Path::new("image.tar")).await;
+    a_snapshot_is_packed_and_made_again(&volumes, Path::new("image.tar")).await;
 }
 
 #[tokio::test]
@@ -123,6 +171,7 @@ async fn the_helper_makes_volumes_from_an_archive() {
     assert_eq!(helper.client.backend().await.unwrap(), "plain");
     let archive = archive(helper.dir.path());
     a_release_becomes_sandboxes_and_snapshots(&helper.client, &archive).await;
+    a_snapshot_is_packed_and_made_again(&helper.client, &archive).await;
     let digest = helper.client.import("r-two", &archive).await.unwrap();
     let sum = Command::new("sha256sum").arg(&archive).output().unwrap();
     assert!(String::from_utf8(sum.stdout).unwrap().starts_with(&digest));
