@@ -4,9 +4,9 @@ use choir_core::Name;
 use clap::{Parser, Subcommand};
 
 use crate::verbs::{
-    audit, completions, config, deploy, deployments, doctor, drill, exec, fork, grants, invites, login, logs, new,
-    open, pause, prove, releases, restart, rollback, run, secrets, shell, smoke, snapshots, start, stop, swap, tasks,
-    tokens, usage, workspaces,
+    audit, completions, config, deploy, deployments, doctor, drill, exec, export, fork, grants, import, invites, login,
+    logs, new, open, pause, prove, releases, restart, rollback, run, secrets, shell, smoke, snapshots, start, stop,
+    swap, tasks, tokens, usage, workspaces,
 };
 
 /// Where `choir` looks when nothing says otherwise.
@@ -57,6 +57,8 @@ pub enum Verb {
     Deploy(deploy::Args),
     Deployments(deployments::Args),
     Snapshots(snapshots::Args),
+    Export(export::Args),
+    Import(import::Args),
     Exec(exec::Args),
     Run(run::Args),
     Tasks(tasks::Args),

@@ -3,6 +3,7 @@
 
 mod args;
 mod build;
+mod bundle;
 mod config;
 mod context;
 mod deploying;
@@ -11,6 +12,7 @@ mod failure;
 mod known_hosts;
 mod output;
 mod progress;
+mod prompt;
 mod registry;
 mod report;
 mod repository;

@@ -57,6 +57,8 @@ pub struct App {
     pub searches: Searches,
     /// Who may compare volumes now.
     pub diffs: Arc<Semaphore>,
+    /// Who may send a snapshot or be sent one now.
+    pub archives: Arc<Semaphore>,
     pub metrics_token: Option<String>,
 }
 

@@ -33,4 +33,5 @@ pub mod secrets;
 pub mod serve;
 pub mod snapshots;
 pub mod table;
+mod upload;
 pub mod workspaces;

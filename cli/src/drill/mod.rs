@@ -3,8 +3,6 @@
 
 mod visitors;
 
-use std::time::Duration;
-
 use choir_api::client::{Client, SlotVerb};
 use choir_api::sandbox::{Command, ExecRequest};
 use choir_api::workspaces::{CreateRelease, CreateWorkspace, Deployment, Rollback};
@@ -20,9 +18,8 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress::Line;
 use crate::report::Report;
-use crate::throwaway::letters;
+use crate::throwaway::{letters, unmake};
 use crate::verbs::swap::swap;
-use crate::verbs::workspaces::DELETION;
 use crate::waiting::until;
 
 const APP: &str = include_str!("app.py");
@@ -74,7 +71,10 @@ pub async fn rollback(ctx: &Context, keep: bool) -> Result<(), Failure> {
     } else {
         let release = made.as_ref().ok().map(|(release, _)| release);
         let cleaned = report
-            .step("delete it with all that was in it", scratch.unmake(release))
+            .step(
+                "delete it with all that was in it",
+                unmake(&client, &scratch.name, release),
+            )
             .await;
         // The report has why.
         drop(cleaned);
@@ -137,7 +137,7 @@ impl Scratch<'_> {
         let made = self.with(&release).await;
         if made.is_err() {
             // What was made is found again by nobody else.
-            let _ = self.unmake(Some(&release)).await;
+            let _ = unmake(self.client, &self.name, Some(&release)).await;
         }
         Ok((release, made?))
     }
@@ -270,24 +270,6 @@ impl Scratch<'_> {
             Err(other) => return Err(other),
         }
         visitors.see("good").await
-    }
-
-    async fn unmake(&self, release: Option<&ReleaseId>) -> Result<(), Failure> {
-        match self.client.delete_workspace(&self.name, DELETION).await {
-            Err(error) if error.status() == Some(404) => {}
-            deleted => deleted?,
-        }
-        let Some(release) = release else { return Ok(()) };
-        // The last of its sandboxes may still be on its way.
-        let begun = std::time::Instant::now();
-        loop {
-            match self.client.delete_release(release).await {
-                Err(error) if error.status() == Some(409) && begun.elapsed() < DELETION => {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-                deleted => return Ok(deleted?),
-            }
-        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use choir_api::grants::{CreateGrant, Decision, GrantRequest};
-use choir_core::{Capability, GrantId, GrantRequestId, HostName, Inject, SecretName, Slot, SshUse};
+use choir_api::grants::{CreateGrant, Decision, Grant, GrantRequest};
+use choir_core::{Capability, GrantId, GrantRequestId, HostName, Inject, Name, SecretName, Slot, SshUse};
 use clap::Subcommand;
 use jiff::SignedDuration;
 use serde_json::json;
@@ -145,6 +145,66 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
     }
 }
 
+/// What is to be typed for a slot of this workspace to have such a grant. When it ends is left out.
+pub fn command(workspace: &Name, grant: &Grant) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut say = |option: &str, value: &str| words.extend([option.to_owned(), quoted(value)]);
+    say("--slot", grant.slot.as_str());
+    say("--secret", grant.secret.as_str());
+    if let Some(template) = way(&grant.inject) {
+        say("--template", &template);
+    }
+    for host in &grant.hosts {
+        say("--host", host.as_str());
+    }
+    if let Inject::Ssh { ssh } = &grant.inject {
+        for (option, values) in [
+            ("--host-key", &ssh.host_keys),
+            ("--user", &ssh.users),
+            ("--namespace", &ssh.namespaces),
+        ] {
+            for value in values {
+                say(option, value);
+            }
+        }
+    } else {
+        for method in &grant.methods {
+            say("--method", method);
+        }
+        say("--path", &grant.path_prefix);
+    }
+    format!(
+        "choir -w {workspace} grants add {} {}",
+        grant.capability,
+        words.join(" ")
+    )
+}
+
+/// A template that uses a secret like this, if one can be named.
+fn way(inject: &Inject) -> Option<String> {
+    match inject {
+        Inject::Header { header, format } => match (header.as_str(), format.as_str()) {
+            ("authorization", "Bearer {secret}") => Some("bearer".to_owned()),
+            ("authorization", "token {secret}") => Some("gh".to_owned()),
+            (name, "{secret}") => Some(format!("header:{name}")),
+            _ => None,
+        },
+        Inject::Basic { basic } => Some(format!("basic:{basic}")),
+        Inject::Query { query } => Some(format!("query:{query}")),
+        Inject::Ssh { .. } => Some("ssh".to_owned()),
+    }
+}
+
+/// As a shell takes it for one word.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@=+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 fn asked(ctx: &Context, add: &Add) -> Result<CreateGrant, Failure> {
     Ok(CreateGrant {
         workspace: ctx.workspace.clone(),
@@ -211,4 +271,53 @@ fn requests(items: &[GrantRequest], ctx: &Context) -> String {
         })
         .collect();
     table(&["ID", "SLOT", "ASKED FOR", "TIMES", "LAST"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Verb};
+
+    fn grant(inject: Inject, methods: &[&str]) -> Grant {
+        Grant {
+            id: GrantId::from_random([1; 16]),
+            workspace: "main".parse().unwrap(),
+            slot: Slot::Dev,
+            capability: "mail".parse().unwrap(),
+            secret: "MAIL_KEY".parse().unwrap(),
+            hosts: vec!["api.mail.example".parse().unwrap()],
+            methods: methods.iter().map(|m| (*m).to_owned()).collect(),
+            path_prefix: "/v1/it's".to_owned(),
+            inject,
+            created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
+            expires_at: None,
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_typed_for_a_grant_says_all_of_it_in_words_that_a_shell_leaves_whole() {
+        let header = Inject::Header {
+            header: "x-api-key".to_owned(),
+            format: "{secret}".to_owned(),
+        };
+        let line = command(&"blog".parse().unwrap(), &grant(header, &["GET", "POST"]));
+        let expected = "choir -w blog grants add mail --slot dev --secret MAIL_KEY --template header:x-api-key \
+                        --host api.mail.example --method GET --method POST --path '/v1/it'\\''s'";
+        assert_eq!(line, expected);
+        let ssh = SshUse {
+            host_keys: vec!["ssh-ed25519 AAAA".to_owned()],
+            namespaces: vec!["git".to_owned()],
+            ..SshUse::default()
+        };
+        let line = command(&"blog".parse().unwrap(), &grant(Inject::Ssh { ssh }, &[]));
+        assert!(
+            line.ends_with("--host-key 'ssh-ed25519 AAAA' --user git --namespace git"),
+            "{line}"
+        );
+        let words = line.replace("'ssh-ed25519 AAAA'", "ssh-ed25519");
+        let typed = Cli::try_parse_from(words.split(' ')).unwrap();
+        assert!(matches!(typed.verb, Verb::Grants(_)));
+    }
 }

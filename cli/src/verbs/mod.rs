@@ -8,8 +8,10 @@ pub mod deployments;
 pub mod doctor;
 pub mod drill;
 pub mod exec;
+pub mod export;
 pub mod fork;
 pub mod grants;
+pub mod import;
 pub mod invites;
 pub mod login;
 pub mod logout;
@@ -68,6 +70,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Fork(args) => fork::run(&ctx, &args).await,
         Verb::Deploy(args) => deploy::run(&ctx, &args).await,
         Verb::Snapshots(args) => snapshots::run(&ctx, &args).await,
+        Verb::Export(args) => export::run(&ctx, &args).await,
+        Verb::Import(args) => import::run(&ctx, &args).await,
         Verb::Deployments(args) => deployments::run(&ctx, &args).await,
         Verb::Exec(args) => exec::run(&ctx, args).await,
         Verb::Run(args) => run::run(&ctx, args).await,

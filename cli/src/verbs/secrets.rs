@@ -1,7 +1,7 @@
 //! `choir secrets`: store, list and delete. A value comes from a prompt that shows nothing, or from the standard input:
 //! never from the command line, which other users of the machine can read.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
+use std::io::{self, IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -9,11 +9,11 @@ use choir_api::secrets::{DeletedSecret, PutSecret, SecretText};
 use choir_core::SecretName;
 use choir_core::logins::{LOGINS, Login};
 use clap::Subcommand;
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{ago, table};
+use crate::prompt;
 
 /// Keep secrets that sandboxes use without seeing them
 #[derive(Debug, clap::Args)]
@@ -157,15 +157,10 @@ async fn import(ctx: &Context, tool: &str, from: Option<&Path>, name: Option<Sec
 
 /// What is typed or piped, without the line end that typing and `echo` add.
 fn value(name: &SecretName) -> Result<String, Failure> {
-    let mut text = String::new();
-    if io::stdin().is_terminal() {
-        let hidden = Hidden::enter()?;
-        eprint!("Value of {name} (not shown): ");
-        let read = io::stdin().lock().read_line(&mut text);
-        drop(hidden);
-        eprintln!();
-        read?;
+    let text = if io::stdin().is_terminal() {
+        prompt::hidden(&format!("Value of {name}"))?
     } else {
+        let mut text = String::new();
         io::stdin()
             .lock()
             .read_to_string(&mut text)
@@ -175,38 +170,11 @@ fn value(name: &SecretName) -> Result<String, Failure> {
                 }
                 _ => e.into(),
             })?;
-    }
-    if text.ends_with('\n') {
-        text.pop();
-        if text.ends_with('\r') {
-            text.pop();
-        }
-    }
+        prompt::end_cut(&mut text);
+        text
+    };
     if text.is_empty() {
         return Err(Failure::Usage("the value is empty; type it, or pipe it in".to_owned()));
     }
     Ok(text)
-}
-
-/// The terminal shows nothing of what is typed until this is dropped.
-struct Hidden {
-    before: Termios,
-}
-
-impl Hidden {
-    fn enter() -> Result<Self, Failure> {
-        let wrong = |e: rustix::io::Errno| Failure::Failed(format!("cannot hide what is typed: {e}"));
-        let before = tcgetattr(io::stdin()).map_err(wrong)?;
-        let mut hidden = before.clone();
-        hidden.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(io::stdin(), OptionalActions::Flush, &hidden).map_err(wrong)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        // A terminal that is gone needs nothing back.
-        let _gone = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
-    }
 }

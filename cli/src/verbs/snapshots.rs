@@ -75,7 +75,8 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
     }
 }
 
-async fn all(client: &Client, workspace: &Name) -> Result<Page<Snapshot>, Failure> {
+/// Those of both slots, newest first.
+pub async fn all(client: &Client, workspace: &Name) -> Result<Page<Snapshot>, Failure> {
     let mut page = client.snapshots(workspace, Slot::Live).await?;
     page.items.extend(client.snapshots(workspace, Slot::Dev).await?.items);
     page.items.sort_by_key(|s| std::cmp::Reverse(s.created_at));

@@ -202,13 +202,7 @@ fn permit(access: Access, caller: &Caller, method: &Method) -> ApiResult<()> {
             "Only an admin of this box may do this.",
         ));
     }
-    if caller.has_scope(scope) {
-        return Ok(());
-    }
-    Err(ApiError::forbidden(
-        "scope",
-        format!("This token lacks the scope \"{scope}\"; make one that has it."),
-    ))
+    caller.needs_scope(scope)
 }
 
 impl Auth {

@@ -149,6 +149,17 @@ impl Caller {
         self.user.role == Role::Admin
     }
 
+    /// Refuses a token that lacks a scope.
+    pub fn needs_scope(&self, scope: &str) -> ApiResult<()> {
+        if self.has_scope(scope) {
+            return Ok(());
+        }
+        Err(ApiError::forbidden(
+            "scope",
+            format!("This token lacks the scope \"{scope}\"; make one that has it."),
+        ))
+    }
+
     fn has_scope(&self, scope: &str) -> bool {
         match &self.by {
             Credential::Session(session) => session.kind == SessionKind::Full,

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use choir_core::{ReleaseConfig, ReleaseId, Slot, UserId};
 use choir_store::{NewRelease, Release, ReleaseState, WorkspaceView};
+use futures_util::Stream;
 use futures_util::future::BoxFuture;
-use futures_util::{Stream, StreamExt, pin_mut};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, watch};
@@ -19,13 +19,10 @@ use super::Releases;
 use crate::error::{ApiError, ApiResult};
 use crate::fail;
 use crate::reconcile::trial::Tried;
+use crate::upload::Upload;
 
 /// Archives that are received and unpacked at the same time, by all users.
 const AT_ONCE: usize = 2;
-/// How long an archive may be slower than `SLOWEST` at first.
-const GRACE: Duration = Duration::from_secs(60);
-/// Bytes a second, on the average: an upload holds one of few places.
-const SLOWEST: u64 = 64 << 10;
 /// What must stay free where archives are received: the database may be there, too.
 const SPARE: u64 = 1 << 30;
 /// How often, in bytes, it is looked whether it is.
@@ -226,21 +223,9 @@ impl Releases {
             .await
             .map_err(ApiError::internal)?;
         let mut file = File::create(path).await.map_err(ApiError::internal)?;
-        let (mut written, mut looked) = (0, None);
-        pin_mut!(archive);
-        let begun = tokio::time::Instant::now();
-        let slow = |_| {
-            let message = "The archive comes too slowly, and others wait; send it again.";
-            ApiError::new(http::StatusCode::REQUEST_TIMEOUT, "too_slow", message)
-        };
-        loop {
-            // On the average, once it has begun.
-            let by = begun + GRACE + Duration::from_secs(written / SLOWEST);
-            let Some(part) = tokio::time::timeout_at(by, archive.next()).await.map_err(slow)? else {
-                break;
-            };
-            let broke = |error| ApiError::bad_request("broke_off", format!("The upload broke off: {error}."));
-            let part = part.map_err(broke)?;
+        let (mut written, mut looked) = (0_u64, None);
+        let mut archive = Upload::new(archive);
+        while let Some(part) = archive.next().await? {
             written += part.len() as u64;
             if written > self.making.most {
                 let message = format!("The archive is over {} bytes, which is the most.", self.making.most);

@@ -1,5 +1,5 @@
-//! Snapshots: taken, compared, thinned out and deleted. The row comes before the volume and goes after it. It must not know
-//! HTTP.
+//! Snapshots: taken, compared, sent, received, thinned out and deleted. The row comes before the volume and goes after it.
+//! It must not know HTTP.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::fail;
 use crate::random::draw;
 use crate::reconcile::Status;
 
+mod archive;
 pub mod routes;
 mod schedule;
 
@@ -22,6 +23,8 @@ mod schedule;
 const MADE_WITHIN: Duration = Duration::from_secs(60);
 /// Volumes are walked for many seconds, and only so many users may have that done at once.
 pub const DIFFS_AT_ONCE: usize = 2;
+/// The same, of those who send or are sent all that a snapshot holds.
+pub const ARCHIVES_AT_ONCE: usize = 2;
 const MOST_DIFFERENCES: usize = 1000;
 /// When to ask again, where as many are under way.
 const RETRY_S: u64 = 5;
@@ -72,13 +75,18 @@ impl App {
             return Err(error.into());
         }
         fail::point("snapshot.copied").await.map_err(ApiError::internal)?;
-        let made = self.store.snapshot_made(&id).await;
+        self.record_snapshot(&id).await
+    }
+
+    /// Its volume is there.
+    async fn record_snapshot(&self, id: &SnapshotId) -> ApiResult<Snapshot> {
+        let made = self.store.snapshot_made(id).await;
         if matches!(
             made,
             Err(choir_store::Error::NotFound | choir_store::Error::Conflict(_))
         ) {
             // Its workspace was deleted meanwhile, or its slot got other contents.
-            self.remove_snapshot(&id).await;
+            self.remove_snapshot(id).await;
         }
         Ok(made?)
     }

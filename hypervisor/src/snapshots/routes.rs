@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use choir_api::workspaces as api;
 use choir_core::snapshot::Diff;
 use choir_core::{Slot, SnapshotId};
@@ -23,8 +25,10 @@ routes! {
     pub ROUTES, router -> Arc<App>;
     User GET get "/api/workspaces/{ws}/slots/{slot}/snapshots" => list;
     User POST post "/api/workspaces/{ws}/slots/{slot}/snapshots" => take;
+    User POST post "/api/workspaces/{ws}/slots/{slot}/snapshots/archive" => receive;
     User GET get "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}" => show;
     User DELETE delete "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}" => remove;
+    User GET get "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}/archive" => send;
     User GET get "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}/diff" => diff;
     User POST post "/api/workspaces/{ws}/slots/{slot}/snapshots/{id}/restore" => restore;
 }
@@ -68,6 +72,19 @@ async fn take(
     Ok((StatusCode::CREATED, Json(shown)))
 }
 
+async fn receive(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((ws, slot)): Path<(String, String)>,
+    request: Request,
+) -> ApiResult<(StatusCode, Json<api::Snapshot>)> {
+    let (view, slot) = find(&app, &caller, &ws, &slot).await?;
+    let archive = request.into_body().into_data_stream();
+    let snapshot = app.import_snapshot(&view, slot, archive).await?;
+    let shown = wire(&app, snapshot).await?.ok_or_else(ApiError::not_found)?;
+    Ok((StatusCode::CREATED, Json(shown)))
+}
+
 type OnePath = Path<(String, String, String)>;
 
 async fn show(
@@ -85,6 +102,24 @@ async fn remove(State(app): State<Arc<App>>, caller: Caller, Path((ws, slot, id)
     let (view, _) = find(&app, &caller, &ws, &slot).await?;
     app.delete_snapshot(&view, &id_of(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn send(State(app): State<Arc<App>>, caller: Caller, Path((ws, slot, id)): OnePath) -> ApiResult<Response> {
+    app.auth.confirm(&caller)?;
+    // All files at once are more than what a token that only looks is made for.
+    caller.needs_scope("write")?;
+    let (view, _) = find(&app, &caller, &ws, &slot).await?;
+    let id = id_of(&id)?;
+    let ended = app.auth.watch(&caller);
+    let archive = app.export_snapshot(&view, &id, ended).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "application/x-tar".to_owned()),
+        (
+            header::CONTENT_DISPOSITION,
+            format!("attachment; filename=\"{id}.tar\""),
+        ),
+    ];
+    Ok((headers, Body::from_stream(archive)).into_response())
 }
 
 #[derive(Debug, Deserialize)]

@@ -4,6 +4,7 @@
 mod account;
 mod audit;
 mod dial;
+mod download;
 mod error;
 mod events;
 mod grants;
@@ -16,7 +17,7 @@ mod visit;
 mod workspaces;
 
 use std::fmt;
-use std::io::Read as _;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 pub use account::{CreateInvite, DevicePoll, DeviceStart, Invite, Me, NewInvite, Proof, Registered, Token, User};
-pub use audit::AuditExport;
+pub use download::Download;
 pub use error::ClientError;
 pub use events::{Events, ServerEvent};
 pub use prove::{Search, Step};
@@ -47,7 +48,7 @@ const KEPT_IDLE: Duration = Duration::from_secs(5);
 /// How long an answer may keep silent before its first byte, beyond what the caller asked the server to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How much of a file is read at once, in bytes.
+/// How much of an archive is read at once, in bytes.
 const PART: usize = 256 << 10;
 
 /// What proves who is calling. It cannot be printed.
@@ -235,13 +236,13 @@ impl Request {
         self.header("content-type", "application/json")
     }
 
-    /// A file's bytes, read as they are sent.
-    pub(crate) fn file(mut self, file: std::fs::File) -> Result<Self, ClientError> {
-        let parts = futures_util::stream::try_unfold(file, |mut file| async move {
+    /// An archive, read as it is sent. Where it cannot be read to its end, the request breaks off.
+    pub(crate) fn archive(mut self, archive: impl Read + Send + 'static) -> Result<Self, ClientError> {
+        let parts = futures_util::stream::try_unfold(archive, |mut archive| async move {
             let mut part = vec![0; PART];
-            let read = file.read(&mut part)?;
+            let read = archive.read(&mut part)?;
             part.truncate(read);
-            Ok::<_, std::io::Error>((read > 0).then_some((part, file)))
+            Ok::<_, std::io::Error>((read > 0).then_some((part, archive)))
         });
         self.body = Some(reqwest::Body::wrap_stream(parts));
         self.header("content-type", "application/x-tar")

@@ -1,5 +1,6 @@
 //! Calls about workspaces, slots, deployments and releases. It must not know how they are shown.
 
+use std::io::Read;
 use std::time::Duration;
 
 use choir_core::snapshot::Diff;
@@ -7,7 +8,7 @@ use choir_core::{Name, ReleaseConfig, ReleaseId, Slot, SnapshotId, WorkspaceSett
 use reqwest::Method;
 use reqwest::header::ACCEPT;
 
-use super::{Client, ClientError, Events, Request, Sandbox, read, segment};
+use super::{Client, ClientError, Download, Events, Request, Sandbox, read, segment};
 use crate::workspaces::{
     CreateRelease, CreateWorkspace, Deploy, Deployment, EffectiveConfig, Fork, LogLine, Page, Release, Rollback,
     SlotStats, SlotView, Snapshot, Workspace,
@@ -241,6 +242,31 @@ impl Client {
         read(self.send(request).await?).await
     }
 
+    /// All that a snapshot holds, as a tar.
+    ///
+    /// # Errors
+    /// Any; 429 while as many are under way as may be.
+    pub async fn export_snapshot(&self, name: &Name, slot: Slot, id: &SnapshotId) -> Result<Download, ClientError> {
+        let path = format!("{}/snapshots/{id}/archive", slot_path(name, slot));
+        let request = Request::new(Method::GET, path).header(ACCEPT.as_str(), "application/x-tar")?;
+        Ok(Download::new(self.send(request).await?))
+    }
+
+    /// Makes a snapshot of a slot of such a tar.
+    ///
+    /// # Errors
+    /// Any; 422 where the archive is refused.
+    pub async fn import_snapshot(
+        &self,
+        name: &Name,
+        slot: Slot,
+        archive: impl Read + Send + 'static,
+    ) -> Result<Snapshot, ClientError> {
+        let path = format!("{}/snapshots/archive", slot_path(name, slot));
+        let request = Request::new(Method::POST, path).archive(archive)?.patient(None);
+        read(self.send(request).await?).await
+    }
+
     /// # Errors
     /// Any; 409 where a rollback may need it.
     pub async fn delete_snapshot(&self, name: &Name, slot: Slot, id: &SnapshotId) -> Result<(), ClientError> {
@@ -318,7 +344,7 @@ impl Client {
         if let Some(config) = config {
             path.push_str(&format!("&config={}", segment(&config)));
         }
-        let request = Request::new(Method::POST, path).file(archive)?.patient(None);
+        let request = Request::new(Method::POST, path).archive(archive)?.patient(None);
         read(self.send(request).await?).await
     }
 

@@ -1,5 +1,6 @@
 //! Rollback, deploy, restore, fork and snapshots: what they bring back and what they keep.
 
+mod archives;
 mod crashes;
 mod diff;
 mod guard;
