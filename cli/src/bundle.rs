@@ -125,7 +125,7 @@ impl<R: BufRead> Sealed<R> {
             }
             DecryptError::NoMatchingKeys => "none of these identities opens it".to_owned(),
             DecryptError::ExcessiveWork { .. } => {
-                "trying a passphrase takes more memory than this program gives it; decrypt it with `age` and export again"
+                "trying a passphrase takes more memory than is given to it; export it again on the box it is from"
                     .to_owned()
             }
             _ => "its header is damaged; export it again".to_owned(),

@@ -75,7 +75,8 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
     }
     let size = written?;
     let shown = json!({
-        "file": file.display().to_string(), "bytes": size, "workspace": ctx.workspace, "slot": snapshot.slot, "snapshot": snapshot.id,
+        "file": file.display().to_string(), "bytes": size, "workspace": ctx.workspace, "slot": snapshot.slot,
+        "snapshot": snapshot.id,
     });
     ctx.show(&shown, || {
         format!(

@@ -1,5 +1,6 @@
 //! The program as people run it, against a small server of this test's own. It must not need a hypervisor.
 
+mod moving;
 mod new;
 
 use std::collections::BTreeMap;
