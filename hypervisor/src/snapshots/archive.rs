@@ -113,7 +113,7 @@ impl App {
     {
         let release = self.releases.config(&view.slot(slot).release).await;
         let release = release.map_err(ApiError::internal)?;
-        let most = launch::limits(view, &self.config, &release).disk;
+        let most = launch::limits(view, &self.config, &release, &self.says(view, slot)).disk;
         let id = SnapshotId::from_random(draw(&*self.random));
         self.store
             .begin_snapshot(&id, &view.workspace.id, slot, TakenFor::Somebody, audit)
