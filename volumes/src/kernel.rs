@@ -32,6 +32,7 @@ const SUBVOL_SETFLAGS: Opcode = opcode::write::<u64>(BTRFS, 26);
 const QUOTA_CTL: Opcode = opcode::read_write::<[u64; 2]>(BTRFS, 40);
 const QGROUP_CREATE: Opcode = opcode::write::<[u64; 2]>(BTRFS, 42);
 const QGROUP_LIMIT: Opcode = opcode::read::<[u64; 6]>(BTRFS, 43);
+const GET_SUBVOL_INFO: Opcode = opcode::read::<SubvolumeInfo>(BTRFS, 60);
 const QUOTA_RESCAN: Opcode = opcode::write::<[u64; 8]>(BTRFS, 44);
 
 #[repr(C)]
@@ -54,6 +55,18 @@ struct InoLookup {
     tree: u64,
     object: u64,
     name: [u8; 4080],
+}
+
+#[repr(C)]
+struct SubvolumeInfo {
+    tree: u64,
+    name: [u8; 256],
+    parent_directory_generation_flags: [u64; 4],
+    ids: [[u8; 16]; 3],
+    changed: u64,
+    others: [u64; 3],
+    times: [[u64; 2]; 4],
+    reserved: [u64; 8],
 }
 
 #[repr(C)]
@@ -142,6 +155,13 @@ pub fn is_readonly(file: BorrowedFd<'_>) -> Result<bool, Errno> {
 pub fn set_readonly(file: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: BTRFS_IOC_SUBVOL_SETFLAGS reads one u64.
     unsafe { ioctl(file, Setter::<SUBVOL_SETFLAGS, _>::new(READONLY)) }
+}
+
+/// The transaction in which a file of the subvolume `file` was last changed.
+pub fn changed(file: BorrowedFd<'_>) -> Result<u64, Errno> {
+    // SAFETY: BTRFS_IOC_GET_SUBVOL_INFO writes one btrfs_ioctl_get_subvol_info_args.
+    let info: SubvolumeInfo = unsafe { ioctl(file, Getter::<GET_SUBVOL_INFO, SubvolumeInfo>::new())? };
+    Ok(info.changed)
 }
 
 /// The item (0, kind, offset) of the quota tree as little-endian numbers.

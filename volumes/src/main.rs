@@ -1,4 +1,4 @@
-//! choir-volumes: the one small program that runs as root. It does eight things to volumes, named by
+//! choir-volumes: the one small program that runs as root. It does nine things to volumes, named by
 //! id, below one directory; `wire.rs` says how to ask. It must not know sandboxes, users or releases.
 
 #![deny(unsafe_code)]

@@ -1,7 +1,8 @@
-//! The eight verbs. A volume is `DIR/ID/{root,home}`; a name in DIR that begins with a dot is half
+//! The nine verbs. A volume is `DIR/ID/{root,home}`; a name in DIR that begins with a dot is half
 //! made or half deleted and is cleared at the next start. Must not know sockets.
 
 mod limits;
+mod seal;
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -120,6 +121,7 @@ impl Volumes {
                     "`readonly`, `only` and `replace` exclude each other.",
                 )),
             },
+            Request::Seal { volume } => self.seal(&volume),
             Request::Delete { volume } => self.delete(&volume),
             Request::Limit { volume, bytes } => self.limit(&volume, bytes),
             Request::Usage { volume: Some(id) } => self.usage(&id),
@@ -176,7 +178,7 @@ impl Volumes {
             }
             syncfs(&self.handle).map_err(|e| Failure::io("flush the volume", e))?;
             if from == Source::Volume {
-                self.seal(draft)
+                self.freeze(draft)
                     .map_err(|e| Failure::io("make the volume read-only", e))?;
             }
             Ok(Response::Unpacked { bytes, sha256 })
@@ -212,6 +214,7 @@ impl Volumes {
     fn snapshot(&self, from: &VolumeId, id: &VolumeId, readonly: bool) -> Result<Response, Failure> {
         let (_read, _write) = (self.read(from)?, self.change(id)?);
         let source = self.existing(from)?;
+        self.unchanged(from, &source)?;
         self.assemble(id, |draft| {
             for tree in TREES {
                 self.backend
@@ -220,7 +223,7 @@ impl Volumes {
             }
             self.inherit(&source, draft, [true, true])?;
             if readonly && matches!(self.backend, Backend::Plain { .. }) {
-                self.seal(draft).map_err(|e| Failure::io("mark the copy", e))?;
+                self.freeze(draft).map_err(|e| Failure::io("mark the copy", e))?;
             }
             Ok(Response::Done {})
         })
@@ -229,6 +232,7 @@ impl Volumes {
     fn snapshot_root(&self, from: &VolumeId, id: &VolumeId) -> Result<Response, Failure> {
         let (_read, _write) = (self.read(from)?, self.change(id)?);
         let volume = self.existing(from)?;
+        self.unchanged(from, &volume)?;
         let source = volume.join(ROOT);
         self.assemble(id, |draft| {
             let copied = self.backend.copy(&source, draft, ROOT, false);
@@ -242,7 +246,8 @@ impl Volumes {
 
     fn replace_root(&self, from: &VolumeId, id: &VolumeId) -> Result<Response, Failure> {
         let (_read, _write) = (self.read(from)?, self.change(id)?);
-        let from = self.existing(from)?;
+        let (name, from) = (from, self.existing(from)?);
+        self.unchanged(name, &from)?;
         let source = from.join(ROOT);
         let volume = self.writable(id)?;
         let work = || -> io::Result<()> {
@@ -303,6 +308,10 @@ impl Volumes {
 
     fn shift(&self, id: &VolumeId, base: u32, size: u32) -> Result<Response, Failure> {
         let _hold = self.change(id)?;
+        let volume = self.existing(id)?;
+        if self.is_readonly(&volume)? && is_at(&volume, base).map_err(|e| Failure::io("read the base", e))? {
+            return Ok(Response::Shifted { files: 0 });
+        }
         let volume = self.writable(id)?;
         let files = shift_trees(&volume, base, size)?;
         open_to_owner(&volume).map_err(|e| Failure::io("shift the owners", e))?;
@@ -369,19 +378,6 @@ impl Volumes {
             Ok(())
         };
         work().map_err(|e| Failure::io("make the home", e))
-    }
-
-    /// Lets nothing change the trees of a draft any more.
-    fn seal(&self, draft: &Path) -> io::Result<()> {
-        match self.backend {
-            Backend::Btrfs { .. } => {
-                for tree in TREES {
-                    kernel::set_readonly(File::open(draft.join(tree))?.as_fd())?;
-                }
-                Ok(())
-            }
-            Backend::Plain { .. } => File::create(draft.join(READONLY)).map(drop),
-        }
     }
 
     /// Deletes a volume's directory, if it is there.
@@ -503,6 +499,12 @@ fn shift_trees(volume: &Path, base: u32, size: u32) -> Result<u64, Failure> {
         )),
         Err(error) => Err(Failure::io("shift the owners", error)),
     }
+}
+
+/// Whether both trees are shifted to this base, whole.
+fn is_at(volume: &Path, base: u32) -> io::Result<bool> {
+    let at = |tree: &str| Ok::<_, io::Error>(Base::at(&volume.join(tree))? == Base { from: base, to: base });
+    Ok(at(ROOT)? && at(HOME)?)
 }
 
 /// Until its ids are shifted, a volume may hold setuid programs of the host's root: nobody else may

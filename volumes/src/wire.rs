@@ -9,6 +9,7 @@
 //! {"verb":"create","volume":ID,"from":"volume",
 //!  "most":N?,"base":B,"size":S?}                     -> {"bytes":N,"sha256":HEX}
 //! {"verb":"pack","volume":ID}                        -> {"bytes":N}
+//! {"verb":"seal","volume":ID}                        -> {}
 //! {"verb":"snapshot","source":ID,"volume":ID,
 //!  "readonly":BOOL?,"only":"root"?,"replace":"root"?} -> {}
 //! {"verb":"delete","volume":ID}                      -> {}
@@ -35,13 +36,15 @@
 //!   ids nobody's; modes, capabilities and, but for directories, times of the last write are kept, files
 //!   stay sparse and keep their several names. Sockets, FIFOs, device nodes, nested subvolumes and other
 //!   extended attributes are left out. An error may come after bytes were written.
+//! - `seal` makes both trees read-only for good. On btrfs a copy of a sealed volume is `refused` once
+//!   something on the host changed it all the same, and so is sealing it again.
 //! - `snapshot` copies both trees. With `only`, `home` is empty and owned by user 1000. With
 //!   `replace`, an existing volume's `root` is exchanged for a copy of the source's in one step and
 //!   its `home` stays; the old root is deleted. Neither combines with `readonly`. A new volume has
 //!   no limit, whatever its source had.
 //! - `delete` of what is absent succeeds.
 //! - `usage` counts bytes as of the file system's last commit, at most 30 s ago on btrfs.
-//! - `shift` is idempotent and may be repeated after a crash; `size` is 65536 if not given.
+//! - `shift` is idempotent and may be repeated after a crash, also of what was sealed there; `size` is 65536 if not given.
 //! - `diff` tells what `to` has, has not, or has otherwise than `from`, sorted by path, one name after the
 //!   other. A path is `root` or `home` and what is below it; bytes that are not UTF-8, control characters
 //!   and backslashes are `\xNN`. `before` and `after` are bytes of a file, 0 of anything else, null where
@@ -141,6 +144,8 @@ pub enum Request {
     },
     /// A read-only volume as a tar.
     Pack { volume: VolumeId },
+    /// No more changes.
+    Seal { volume: VolumeId },
     /// A copy of a volume, or of its root.
     Snapshot {
         source: VolumeId,

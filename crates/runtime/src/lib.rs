@@ -212,6 +212,8 @@ pub trait Volumes: Send + Sync {
     async fn import_image(&self, release: &str, archive: &std::path::Path, most: u64) -> Result<String>;
     /// Gives all files of a volume to a range, container id 0 to its base.
     async fn shift(&self, volume: &str, ids: IdRange) -> Result<()>;
+    /// Nothing changes it any more. What on the host does so all the same is noticed: it is not copied then.
+    async fn seal(&self, volume: &str) -> Result<()>;
     /// A new volume whose `root` is the source's and whose home is empty. Already there: nothing is done.
     async fn derive(&self, source: &str, target: &str) -> Result<()>;
     /// Puts a copy of the release's `root` in the place of the sandbox's; its home stays.

@@ -141,6 +141,10 @@ impl Volumes for SimVolumes {
         self.with(volume, |_| ())
     }
 
+    async fn seal(&self, volume: &str) -> Result<()> {
+        self.with(volume, |v| v.readonly = true)
+    }
+
     async fn derive(&self, source: &str, target: &str) -> Result<()> {
         self.copy(source, target, |v| {
             v.home.clear();

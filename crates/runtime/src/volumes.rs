@@ -257,6 +257,11 @@ impl Volumes for VolumesClient {
         self.ask::<Nothing>(request, None, SLOW).await.map(|_| ())
     }
 
+    async fn seal(&self, volume: &str) -> Result<()> {
+        let request = json!({"verb": "seal", "volume": volume});
+        self.ask::<Nothing>(request, None, QUICK).await.map(|_| ())
+    }
+
     async fn derive(&self, source: &str, target: &str) -> Result<()> {
         let request = json!({"verb": "snapshot", "source": source, "volume": target, "only": "root"});
         self.ensure(request, SLOW).await

@@ -26,6 +26,9 @@ impl App {
     ) -> Result<Ended, String> {
         let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
         self.has_files(&view, deployment.slot).await.map_err(text)?;
+        if let Contents::Release(release) = &with {
+            self.releases.ready_for(release, &view.workspace.user).await?;
+        }
         let refill = Refill {
             deployment: deployment.id.clone(),
             keep: SnapshotId::from_random(draw(&*self.random)),

@@ -154,6 +154,7 @@ impl Releases {
                 let message = format!("What {slot} holds is being replaced; try again when that is done.");
                 return Err(ApiError::conflict("being_replaced", message));
             }
+            self.volumes.seal(id.as_str()).await?;
             self.store.release_taken(id, &view.workspace.user, id.as_str()).await?;
             Ok(())
         };

@@ -274,15 +274,21 @@ impl Releases {
             copies.entry(copy.volume.clone()).or_default().clone()
         };
         cell.get_or_try_init(|| async {
-            self.volumes
-                .snapshot(release.as_str(), &copy.volume, false)
-                .await
-                .map_err(text)?;
-            self.volumes.shift(&copy.volume, copy.ids).await.map_err(text)?;
+            let (source, volumes) = (release.as_str(), &self.volumes);
+            volumes.seal(source).await.map_err(text)?;
+            volumes.snapshot(source, &copy.volume, false).await.map_err(text)?;
+            volumes.shift(&copy.volume, copy.ids).await.map_err(text)?;
+            volumes.seal(&copy.volume).await.map_err(text)?;
             self.store.release_copy_ready(&copy.volume).await.map_err(text)
         })
         .await?;
         Ok(copy)
+    }
+
+    /// Has everything there that a slot needs to run a release, or says why it cannot.
+    pub async fn ready_for(&self, release: &ReleaseId, user: &UserId) -> Result<(), String> {
+        let copy = self.copy_for(release, user).await?;
+        self.volumes.seal(&copy.volume).await.map_err(text)
     }
 
     /// A sandbox became ready: its release is verified, if it was a candidate.

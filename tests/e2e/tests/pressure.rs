@@ -34,6 +34,10 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 const STUBBORN: &str =
     r#"trap "" TERM INT HUP; while :; do sleep 1000 & echo "$$ $!" > "$0.new"; mv "$0.new" "$0"; wait "$!"; done"#;
 
+/// Waits without being interruptible (state D): for its child to become another program, which it never does.
+const ASLEEP: &str = "#include <signal.h>\n#include <unistd.h>\n\
+    int main(void) { signal(SIGTERM, SIG_IGN); if (vfork() == 0) for (;;) pause(); return 0; }\n";
+
 /// Bytes that one program takes, less than a sandbox may.
 const HOG: u64 = 1400 << 20;
 
@@ -283,19 +287,25 @@ async fn what_ignores_signals_ends_with_its_sandbox(scene: &Scene) -> Result<()>
     let sandbox = scene.slot(Slot::Dev).await?.sandbox;
     let container = scene.instance.container(sandbox.as_str()).await?;
     let line = format!(
-        "mkdir -p ~/ids; sh -c '{STUBBORN}' ~/ids/child & (setsid sh -c '{STUBBORN}' ~/ids/apart &); \
-         sleep 1000 & kill -STOP $!; echo $! > ~/ids/frozen; wait"
+        "mkdir -p ~/ids; echo '{ASLEEP}' > ~/asleep.c; cc -o ~/asleep ~/asleep.c; \
+         sh -c '{STUBBORN}' ~/ids/child & (setsid sh -c '{STUBBORN}' ~/ids/apart &); \
+         sleep 1000 & kill -STOP $!; echo $! > ~/ids/frozen; ~/asleep & echo $! > ~/ids/asleep; wait"
     );
     scene.task(Slot::Dev, line).await?;
     let ids = until("the stubborn to run", async || {
-        let seen = exec(client, Slot::Dev, "cat ~/ids/child ~/ids/apart ~/ids/frozen").await?;
+        let seen = exec(
+            client,
+            Slot::Dev,
+            "cat ~/ids/child ~/ids/apart ~/ids/frozen ~/ids/asleep",
+        )
+        .await?;
         let ids: Vec<String> = seen.stdout.split_whitespace().map(str::to_owned).collect();
-        Ok((ids.len() == 5).then_some(ids))
+        Ok((ids.len() == 6).then_some(ids))
     })
     .await?;
     they_are_stubborn(client, &ids).await?;
     let inside = processes::of(&container)?;
-    ensure!(inside.len() > 5, "the host sees only {inside:?}");
+    ensure!(inside.len() > 7, "the host sees only {inside:?}");
 
     let mut choir = scene.instance.choir(&scene.token)?;
     let begun = Instant::now();
@@ -373,8 +383,8 @@ async fn dev_gives_way_when_memory_runs_short(scene: &Scene) -> Result<()> {
 
 /// TERM ends what does not ignore it, and none of these; of what KILL ends another comes; the last one is stopped.
 async fn they_are_stubborn(client: &Client, ids: &[String]) -> Result<()> {
-    let [_, child, _, apart, frozen] = ids else {
-        bail!("five ids, not {ids:?}");
+    let [_, child, _, apart, frozen, asleep] = ids else {
+        bail!("six ids, not {ids:?}");
     };
     let all = ids.join(" ");
     let term =
@@ -388,7 +398,8 @@ async fn they_are_stubborn(client: &Client, ids: &[String]) -> Result<()> {
         Ok(are_others.then_some(()))
     })
     .await?;
-    let state = run(client, Slot::Dev, &format!("cut -d' ' -f3 /proc/{frozen}/stat")).await?;
-    ensure!(state.trim() == "T", "what should be stopped is in state {state}");
+    let states = format!("cut -d' ' -f3 /proc/{frozen}/stat /proc/{asleep}/stat");
+    let states = run(client, Slot::Dev, &states).await?;
+    ensure!(states == "T\nD\n", "stopped and uninterruptible are in state {states}");
     Ok(())
 }

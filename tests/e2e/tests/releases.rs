@@ -204,7 +204,8 @@ async fn images_and_sandboxes_become_releases_that_run_and_hostile_ones_do_not()
     step("an image that was changed", scene.changed()).await?;
     step("an image that cannot start", scene.cannot_start()).await?;
     step("a release of a sandbox", scene.of_a_sandbox()).await?;
-    step("what is used stays", scene.used_ones_stay(&release)).await
+    step("what is used stays", scene.used_ones_stay(&release)).await?;
+    step("a release that is edited on the host", scene.edited_on_the_host()).await
 }
 
 fn build(builder: &Builder) -> Result<()> {
@@ -382,6 +383,46 @@ impl Scene {
         ensure!(made["state"] == "verified", "{made}");
         let id = made["id"].as_str().context("no id")?;
         self.done(&["releases", "rm", id]).map(drop)
+    }
+
+    /// As root on the host does it: a release that ran is changed, and nothing starts from it any more.
+    async fn edited_on_the_host(&self) -> Result<()> {
+        let client = &self.client;
+        let releases = client.releases().await?.items;
+        let release = &releases.iter().find(|it| !it.own).context("no release of the box")?.id;
+        self.done(&["deploy", "dev", release.as_str()])?;
+        let volumes = fs::read_dir(self.instance.path("volumes"))?;
+        let names = volumes.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
+        let names = names.collect::<Result<Vec<_>>>()?;
+        let copy = names.iter().find(|name| name.starts_with(&format!("{release}-u")));
+        let root = self
+            .instance
+            .path("volumes")
+            .join(copy.context("no copy")?)
+            .join("root");
+        let writable = |yes: bool| {
+            let value = if yes { "false" } else { "true" };
+            let mut btrfs = Command::new("btrfs");
+            succeeded(
+                btrfs
+                    .args(["property", "set", "-f", "-ts"])
+                    .arg(&root)
+                    .args(["ro", value]),
+            )
+            .map(drop)
+        };
+        ensure!(fs::write(root.join("etc/motd"), "evil").is_err(), "it is not read-only");
+        writable(true)?;
+        fs::write(root.join("etc/motd"), "evil")?;
+        writable(false)?;
+        let told = self
+            .choir(&["deploy", "dev", release.as_str()])?
+            .err()
+            .context("it was deployed")?;
+        ensure!(told.contains("was changed on the host"), "{told}");
+        let motd = run(client, Slot::Dev, "cat /etc/motd 2>/dev/null; true").await?;
+        ensure!(!motd.contains("evil"), "{motd}");
+        Ok(())
     }
 
     /// Where the home should be there is a file: it is found when it is imported, and not when a slot is to run it.

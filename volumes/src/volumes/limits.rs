@@ -146,7 +146,7 @@ fn read_limit(volume: &Path) -> io::Result<Option<u64>> {
 }
 
 /// The numbers in an attribute of a volume; none where it has none.
-fn numbers(volume: &Path, attribute: &str) -> io::Result<Vec<u64>> {
+pub(super) fn numbers(volume: &Path, attribute: &str) -> io::Result<Vec<u64>> {
     let directory = open(volume, DIRECTORY, Mode::empty())?;
     let mut text = [0; 64];
     match fgetxattr(&directory, attribute, &mut text) {

@@ -72,6 +72,63 @@ fn a_read_only_snapshot_cannot_be_shifted_or_replaced() {
 }
 
 #[test]
+fn a_sealed_volume_that_something_on_the_host_changed_is_not_copied_and_an_untouched_one_is() {
+    on_each_backend(|server| {
+        create(&server, "release");
+        fs::write(server.path("release/root/program"), "good").expect("written");
+        server.done(&json!({"verb": "shift", "volume": "release", "base": 200_000}));
+        let seal = json!({"verb": "seal", "volume": "release"});
+        server.done(&seal);
+        let copies = [
+            json!({"verb": "snapshot", "source": "release", "volume": "derived", "only": "root"}),
+            json!({"verb": "snapshot", "source": "release", "volume": "copied"}),
+            json!({"verb": "snapshot", "source": "release", "volume": "sandbox", "replace": "root"}),
+        ];
+        create(&server, "sandbox");
+        for copy in &copies {
+            server.done(copy);
+        }
+        // What a crash had made again is no change.
+        server.done(&json!({"verb": "shift", "volume": "release", "base": 200_000}));
+        server.done(&seal);
+        server.done(&json!({"verb": "delete", "volume": "derived"}));
+        server.done(&json!({"verb": "delete", "volume": "copied"}));
+        assert_eq!(
+            server.code(&json!({"verb": "shift", "volume": "release", "base": 300_000})),
+            "refused"
+        );
+        if server.pool.plain {
+            return;
+        }
+        let written = fs::write(server.path("release/root/program"), "evil");
+        assert_eq!(written.expect_err("read-only").kind(), ErrorKind::ReadOnlyFilesystem);
+        // As root on the host does it, and covers it up.
+        set_readonly(&server, "release/root", false);
+        fs::write(server.path("release/root/program"), "evil").expect("written");
+        set_readonly(&server, "release/root", true);
+        for copy in copies.iter().chain([&seal]) {
+            assert_eq!(server.code(copy), "refused", "{copy}");
+        }
+        assert_eq!(
+            fs::read_to_string(server.path("sandbox/root/program")).expect("read"),
+            "good"
+        );
+        server.done(&json!({"verb": "delete", "volume": "release"}));
+    });
+}
+
+fn set_readonly(server: &Server, tree: &str, readonly: bool) {
+    let value = readonly.to_string();
+    let mut btrfs = Command::new("btrfs");
+    btrfs
+        .args(["property", "set", "-f", "-ts"])
+        .arg(server.path(tree))
+        .args(["ro", &value]);
+    let set = btrfs.output().expect("btrfs-progs are there");
+    assert!(set.status.success(), "{set:?}");
+}
+
+#[test]
 fn ids_that_are_not_one_plain_name_are_refused() {
     on_each_backend(|server| {
         create(&server, "a-good-id-0");
