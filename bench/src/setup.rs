@@ -16,6 +16,8 @@ pub struct Setup {
     /// The hypervisor's pid file, and that of the `up` which starts it again when it ends.
     pub hypervisor: PathBuf,
     pub up: PathBuf,
+    /// What the hypervisor logs.
+    pub log: PathBuf,
     pub volumes_socket: PathBuf,
     /// Where choir-volumes keeps its volumes.
     pub volumes: PathBuf,

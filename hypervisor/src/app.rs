@@ -24,6 +24,7 @@ use crate::providers::Providers;
 use crate::random::Random;
 use crate::reconcile::{DataPlane, Fleet, Handle};
 use crate::releases::Releases;
+use crate::snapshots::archive::Carrying;
 use crate::table::{Entry, Table, Target};
 
 /// How long a request is held while its sandbox wakes.
@@ -57,8 +58,8 @@ pub struct App {
     pub searches: Searches,
     /// Who may compare volumes now.
     pub diffs: Arc<Semaphore>,
-    /// Who may send a snapshot or be sent one now.
-    pub archives: Arc<Semaphore>,
+    /// Whose snapshots go out of the box, or come to it.
+    pub carrying: Arc<Carrying>,
     pub metrics_token: Option<String>,
 }
 

@@ -184,6 +184,13 @@ impl From<choir_runtime::Error> for ApiError {
                 )
                 .retry_after(5)
             }
+            E::NoSpace(_) => {
+                tracing::error!(%error, request.id = request_id(), "the disk of the volumes is full");
+                Self::unavailable(
+                    "no_space",
+                    "The disk of the box has no room for this; delete something, or ask who runs it.",
+                )
+            }
             other => Self::internal(other),
         }
     }

@@ -116,7 +116,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         outside,
         searches: Searches::default(),
         diffs: Arc::new(Semaphore::new(snapshots::DIFFS_AT_ONCE)),
-        archives: Arc::new(Semaphore::new(snapshots::ARCHIVES_AT_ONCE)),
+        carrying: Arc::default(),
         metrics_token,
         config,
     }))

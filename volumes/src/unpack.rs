@@ -25,12 +25,16 @@ use crate::confined;
 use crate::image::Image;
 use crate::pack::{CAPABILITY, CAPABILITY_HEX, MAX_ENTRIES};
 use crate::privileges;
-use crate::wire::{Code, Failure, Source, TREES};
+use crate::wire::{Code, Failure, Source, TREES, id_range};
 
 /// How the name of a layer's entry begins that takes another one away.
 const WHITEOUT: &[u8] = b".wh.";
 /// What follows then, where it takes away all there is in its directory.
 const OPAQUE: &[u8] = b".wh..opq";
+/// Bytes that unpacking an image or a volume leaves free.
+pub const SPARE_ROOM: u64 = 1 << 30;
+/// How often, in bytes, it is looked whether they are.
+const LOOK_EVERY: usize = 16 << 20;
 /// Bytes of a packed volume beside what its files hold: 4 KiB for each of the most entries.
 const AROUND: u64 = (MAX_ENTRIES as u64) << 12;
 
@@ -174,19 +178,25 @@ impl Left {
     }
 
     fn take(&mut self, entry: &Entry<'_, impl Read>) -> io::Result<()> {
-        let many = || io::Error::other("it has more than 2,000,000 entries");
         let large = || io::Error::other("it is larger than a volume may be, or than there is room for");
         let stored = match entry.header().entry_type() {
             EntryType::GNUSparse => entry.header().entry_size()?,
             _ => entry.size(),
         };
-        self.entries = self.entries.checked_sub(1).ok_or_else(many)?;
         self.bytes = self.bytes.checked_sub(stored).ok_or_else(large)?;
+        self.count(1)
+    }
+
+    fn count(&mut self, entries: usize) -> io::Result<()> {
+        let many = || io::Error::other("it has more than 2,000,000 entries");
+        self.entries = self.entries.checked_sub(entries).ok_or_else(many)?;
         Ok(())
     }
 }
 
 fn extract(stream: &mut dyn Read, pass: Pass, left: &mut Left) -> io::Result<()> {
+    let mut roomy = Roomy { stream, until_look: 0 };
+    let stream: &mut dyn Read = if pass == Pass::Whole { roomy.stream } else { &mut roomy };
     let mut archive = Archive::new(&mut *stream);
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(true);
@@ -194,7 +204,7 @@ fn extract(stream: &mut dyn Read, pass: Pass, left: &mut Left) -> io::Result<()>
     for entry in archive.entries()? {
         let mut entry = entry?;
         left.take(&entry)?;
-        extract_one(&mut entry, pass)?;
+        extract_one(&mut entry, pass, left)?;
     }
     if pass == Pass::Volume {
         expect_end(stream)?;
@@ -214,7 +224,29 @@ fn expect_end(stream: &mut dyn Read) -> io::Result<()> {
     }
 }
 
-fn extract_one(entry: &mut Entry<'_, impl Read>, pass: Pass) -> io::Result<()> {
+/// A stream that ends with an error once the disk has no room to spare: others write there meanwhile.
+struct Roomy<'a> {
+    stream: &'a mut dyn Read,
+    /// Bytes.
+    until_look: usize,
+}
+
+impl Read for Roomy<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.until_look == 0 {
+            let space = rustix::fs::statvfs("/")?;
+            if space.f_bavail * space.f_frsize < SPARE_ROOM {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.until_look = LOOK_EVERY;
+        }
+        let read = self.stream.read(into)?;
+        self.until_look = self.until_look.saturating_sub(read);
+        Ok(read)
+    }
+}
+
+fn extract_one(entry: &mut Entry<'_, impl Read>, pass: Pass, left: &mut Left) -> io::Result<()> {
     let name = entry.path()?.into_owned();
     let wrong = |what: &str| Err(io::Error::other(format!("{what}: {}", name.display())));
     if !is_relative(&name) {
@@ -261,7 +293,11 @@ fn extract_one(entry: &mut Entry<'_, impl Read>, pass: Pass) -> io::Result<()> {
     match openat2(CWD, parent, flags, mode, ResolveFlags::NO_SYMLINKS) {
         Err(Errno::LOOP) => return wrong("a name goes through a symbolic link"),
         Err(Errno::NOENT | Errno::NOTDIR) if removes.is_some() => return Ok(()),
-        Err(Errno::NOENT) => std::fs::create_dir_all(parent)?,
+        Err(Errno::NOENT) if pass == Pass::Volume => return wrong("the directory of an entry is missing"),
+        Err(Errno::NOENT) => {
+            left.count(parent.components().count())?;
+            std::fs::create_dir_all(parent)?;
+        }
         other => drop(other?),
     }
     if let Some(removed) = removes {
@@ -277,6 +313,7 @@ fn extract_one(entry: &mut Entry<'_, impl Read>, pass: Pass) -> io::Result<()> {
     entry.unpack(&target)?;
     if let Some(value) = extensions.capability
         && entry.header().entry_type() != EntryType::Symlink
+        && owned_inside(entry)?
     {
         lsetxattr(&target, "security.capability", &value, XattrFlags::empty())?;
     }
@@ -286,8 +323,18 @@ fn extract_one(entry: &mut Entry<'_, impl Read>, pass: Pass) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether its owner is one of those that a sandbox has. Others could be those of a range that the volume is shifted to, so
+/// that its capability would be taken for shifted, too, and stay one of the host.
+fn owned_inside(entry: &Entry<'_, impl Read>) -> io::Result<bool> {
+    let (user, group) = (entry.header().uid()?, entry.header().gid()?);
+    Ok(user.max(group) < u64::from(id_range()))
+}
+
 /// What is wrong with where an entry of a packed volume is, or with where it leads.
 fn misplaced(entry: &Entry<'_, impl Read>, target: &Path) -> io::Result<Option<&'static str>> {
+    if !owned_inside(entry)? {
+        return Ok(Some("an owner is not one that a sandbox has"));
+    }
     let Some(tree) = first(target).filter(|first| TREES.iter().any(|tree| **first == **tree)) else {
         return Ok(Some("an entry is neither in root nor in home"));
     };

@@ -23,14 +23,12 @@ use crate::diff::diff;
 use crate::kernel;
 use crate::pack::pack;
 use crate::shift::{self, Base};
-use crate::unpack::unpack;
+use crate::unpack::{SPARE_ROOM, unpack};
 use crate::walk::DIRECTORY;
 use crate::wire::{Code, Failure, HOME, ROOT, Request, Response, Source, TREES, VolumeId};
 
 /// The incoming root of a replacement, and right after the exchange the outgoing one.
 const SPARE: &str = "root.new";
-/// Bytes that unpacking an image or a volume leaves free.
-const SPARE_ROOM: u64 = 1 << 30;
 /// Marks a read-only volume where the file system cannot.
 const READONLY: &str = "readonly";
 /// Who owns `home`, before any shift.
@@ -172,7 +170,10 @@ impl Volumes {
                 Source::Tar | Source::Image => draft.join(ROOT),
                 Source::Volume => draft.to_owned(),
             };
+            let bound = |most| self.bound(draft, most).map_err(|e| Failure::io("bound the volume", e));
+            bound(Some(most))?;
             let (bytes, sha256) = unpack(&into, source, from, most)?;
+            bound(None)?;
             if let Some((base, size)) = owners {
                 shift_trees(draft, base, size)?;
             }

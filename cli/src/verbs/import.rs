@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use age::{Identity, IdentityFile, scrypt};
@@ -12,7 +13,7 @@ use choir_api::grants::{CreateGrant, Grant};
 use choir_api::workspaces::{CreateRelease, Deploy, Fork, Snapshot};
 use choir_core::{Name, ReleaseId, SecretName, Slot, SnapshotId, WorkspaceSettings};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::bundle::{Archive, Manifest, Sealed};
 use crate::context::Context;
@@ -32,7 +33,7 @@ const MOST_WORK: u8 = 22;
 /// Make a workspace of a file that `choir export` wrote
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  choir import main-2026-01-02.choir\n  choir import blog.choir --identity key.txt --name blog-2\nBoth slots hold then what was exported, under a release of its own. Grants are made again where this box has a secret of that name; the others are listed with what to type. If anything fails before, all that was made is deleted again."
+    after_help = "Example:\n  choir import main-2026-01-02.choir\n  choir import blog.choir --identity key.txt --name blog-2\nBoth slots hold then what was exported, under a release of its own. If anything fails, all that was made is deleted again. Whoever wrote the file chose what the workspace runs and what it may do: grants are only listed, with what to type for each, unless you ask for them with --grants."
 )]
 pub struct Args {
     /// What `choir export` wrote
@@ -46,6 +47,9 @@ pub struct Args {
     /// Take the passphrase from this file instead of asking for it
     #[arg(long, value_name = "FILE", conflicts_with = "identities")]
     pub passphrase_file: Option<PathBuf>,
+    /// Let the workspace use your secrets as it did where it was exported
+    #[arg(long)]
+    pub grants: bool,
 }
 
 type Files = Archive<BufReader<File>>;
@@ -75,18 +79,22 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
         client: &client,
         name: args.name.clone().unwrap_or_else(|| export.workspace.clone()),
         json: ctx.json,
+        stop: Arc::default(),
     };
     let (mut report, mut release) = (Report::new(ctx.json), None);
+    let stop = place.stop.clone();
+    // A step that has begun ends: only then is it known what there is to delete.
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            stop.store(true, Ordering::Relaxed);
+        }
+    });
     report.step("make the workspace", place.make()).await?;
-    let filled = tokio::select! {
-        filled = place.fill(&export, files, &mut report, &mut release) => filled,
-        _ = tokio::signal::ctrl_c() => Err(Failure::Failed("the import was stopped".to_owned())),
-    };
-    if let Err(failure) = filled {
+    if let Err(failure) = place.fill(&export, files, &mut report, &mut release).await {
         let undone = unmake(&client, &place.name, release.as_ref()).await;
         return Err(taken_back(failure, undone, &place.name));
     }
-    let granted = place.grant(&export).await;
+    let granted = place.grant(&export, args.grants).await?;
     if ctx.json {
         return output::json(&json!({
             "workspace": place.name, "release": release, "steps": report.steps, "grants_made": granted.made,
@@ -156,6 +164,9 @@ fn told(export: &Manifest, name: &Name, granted: &Granted) -> String {
         "Workspace {name} is there: live and dev hold what {} of {} held at {origin} on {at}.",
         export.slot, export.workspace
     )];
+    for setting in opened(&export.settings) {
+        lines.push(format!("It came with {}.", plain(&setting)));
+    }
     for grant in &granted.made {
         let (capability, slot, secret) = (&grant.capability, grant.slot, &grant.secret);
         lines.push(format!("{slot} may use {secret} as {capability}."));
@@ -178,6 +189,8 @@ struct Place<'a> {
     client: &'a Client,
     name: Name,
     json: bool,
+    /// Somebody wants it to end.
+    stop: Arc<AtomicBool>,
 }
 
 impl Place<'_> {
@@ -201,19 +214,21 @@ impl Place<'_> {
     ) -> Result<(), Failure> {
         let (client, name) = (self.client, &self.name);
         if export.settings != WorkspaceSettings::default() {
-            report
-                .step("put its settings in place", self.settle(&export.settings))
-                .await?;
+            let settling = self.unless_stopped(self.settle(&export.settings));
+            report.step("put its settings in place", settling).await?;
         }
         let sent = report.step("send its files", self.send(files)).await?;
-        report.step("restore them into dev", self.restore(&sent.id)).await?;
-        let made = report
-            .step("make a release of its system", self.make_release(export))
-            .await?;
+        let restoring = self.unless_stopped(self.restore(&sent.id));
+        report.step("restore them into dev", restoring).await?;
+        let making = self.unless_stopped(self.make_release(export));
+        let made = report.step("make a release of its system", making).await?;
         let made = release.insert(made);
-        report.step("deploy it into dev", self.deploy(made)).await?;
-        report.step("swap: make it live", swap(client, name)).await?;
-        report.step("fork: give dev the same files", self.fork()).await?;
+        let deploying = self.unless_stopped(self.deploy(made));
+        report.step("deploy it into dev", deploying).await?;
+        let swapping = self.unless_stopped(swap(client, name));
+        report.step("swap: make it live", swapping).await?;
+        let forking = self.unless_stopped(self.fork());
+        report.step("fork: give dev the same files", forking).await?;
         // It has served; where it stays, it is a snapshot like any other.
         let _ = client.delete_snapshot(name, Slot::Dev, &sent.id).await;
         Ok(())
@@ -230,9 +245,11 @@ impl Place<'_> {
             sent: 0,
             line: Line::begin(self.json),
             broken: broken.clone(),
+            stop: self.stop.clone(),
         };
         let made = self.client.import_snapshot(&self.name, Slot::Dev, sending).await;
         match broken.get() {
+            _ if self.stop.load(Ordering::Relaxed) => Err(stopped()),
             // What the connection says then is only that it was cut.
             Some(why) => Err(Failure::Failed(format!("the file is damaged or not whole: {why}"))),
             None => Ok(made?),
@@ -279,40 +296,87 @@ impl Place<'_> {
         done.await.map(drop)
     }
 
-    /// Makes the grants again. One that cannot be made is no reason to take the workspace back.
-    async fn grant(&self, export: &Manifest) -> Granted {
-        let mut granted = Granted::default();
-        for grant in &export.grants {
-            let asked = CreateGrant {
-                workspace: self.name.clone(),
-                slot: grant.slot,
-                capability: grant.capability.clone(),
-                secret: grant.secret.clone(),
-                template: None,
-                hosts: Some(grant.hosts.clone()),
-                methods: Some(grant.methods.clone()),
-                path_prefix: Some(grant.path_prefix.clone()),
-                inject: Some(grant.inject.clone()),
-                expires_at: grant.expires_at,
-            };
-            match self.client.create_grant(&asked).await {
-                Ok(made) => granted.made.push(made),
-                Err(error) => {
-                    if error.code() == Some("no_such_secret") && !granted.missing.contains(&grant.secret) {
-                        granted.missing.push(grant.secret.clone());
-                    }
-                    granted.left.push(Left {
-                        capability: grant.capability.to_string(),
-                        slot: grant.slot,
-                        secret: grant.secret.clone(),
-                        reason: error.to_string(),
-                        command: grants::command(&self.name, grant),
-                    });
-                }
-            }
+    async fn unless_stopped<T>(&self, step: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(stopped());
         }
-        granted
+        step.await
     }
+
+    /// Makes the grants again, if that was asked for. One that cannot be made is no reason to take the workspace back.
+    async fn grant(&self, export: &Manifest, asked_for: bool) -> Result<Granted, Failure> {
+        let mut granted = Granted::default();
+        let here: Vec<SecretName> = self
+            .client
+            .secrets()
+            .await?
+            .items
+            .into_iter()
+            .map(|it| it.name)
+            .collect();
+        for grant in &export.grants {
+            let reason = if !here.contains(&grant.secret) {
+                if !granted.missing.contains(&grant.secret) {
+                    granted.missing.push(grant.secret.clone());
+                }
+                "there is no such secret here".to_owned()
+            } else if !asked_for {
+                "grants are made with --grants only".to_owned()
+            } else {
+                match self.client.create_grant(&self.asked(grant)).await {
+                    Ok(made) => {
+                        granted.made.push(made);
+                        continue;
+                    }
+                    Err(error) => error.to_string(),
+                }
+            };
+            granted.left.push(Left {
+                capability: grant.capability.to_string(),
+                slot: grant.slot,
+                secret: grant.secret.clone(),
+                reason,
+                command: grants::command(&self.name, grant),
+            });
+        }
+        Ok(granted)
+    }
+
+    fn asked(&self, grant: &Grant) -> CreateGrant {
+        CreateGrant {
+            workspace: self.name.clone(),
+            slot: grant.slot,
+            capability: grant.capability.clone(),
+            secret: grant.secret.clone(),
+            template: None,
+            hosts: Some(grant.hosts.clone()),
+            methods: Some(grant.methods.clone()),
+            path_prefix: Some(grant.path_prefix.clone()),
+            inject: Some(grant.inject.clone()),
+            expires_at: grant.expires_at,
+        }
+    }
+}
+
+fn stopped() -> Failure {
+    Failure::Failed("the import was stopped".to_owned())
+}
+
+/// What was set on the workspace that lets others in, or what runs there out.
+fn opened(settings: &WorkspaceSettings) -> Vec<String> {
+    let Ok(Value::Object(settings)) = serde_json::to_value(settings) else {
+        return Vec::new();
+    };
+    let opens = [
+        "access",
+        "ports",
+        "egress",
+        "intercept_tls",
+        "provider_mode",
+        "forward_authorization",
+    ];
+    let set = settings.iter().filter(|(name, _)| opens.contains(&name.as_str()));
+    set.map(|(name, value)| format!("{name}={value}")).collect()
 }
 
 /// The files as they are sent. Why they cannot be read further is kept, since the request only breaks off.
@@ -322,10 +386,14 @@ struct Sending {
     sent: u64,
     line: Line,
     broken: Arc<OnceLock<String>>,
+    stop: Arc<AtomicBool>,
 }
 
 impl Read for Sending {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the import was stopped"));
+        }
         let read = self.files.read(into).inspect_err(|error| {
             // The first reason is the one to tell.
             let _ = self.broken.set(error.to_string());

@@ -12,6 +12,8 @@ pub const FILE: &str = "choir.toml";
 /// Its longest, in bytes: it travels in one message with everything else an agent says of itself.
 pub const MOST_BYTES: usize = 16 << 10;
 
+const MOST_REASON: usize = 400;
+
 /// What a generation found in its home when it started.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Own {
@@ -97,12 +99,18 @@ fn read(text: &str) -> Result<ReleaseConfig, String> {
         }
     })?;
     config.validate().map_err(|error| error.to_string())?;
+    if config.limits.disk.is_some() {
+        // It would outlast the file, and a volume that is full already could not start again.
+        return Err("`limits.disk` is set on the workspace: `choir config set limits.disk=…`".to_owned());
+    }
     Ok(config)
 }
 
-/// One line, of a length that a page can show.
+/// One line, of at most so many bytes: it has to fit beside the environment into one message.
 fn plain(reason: &str) -> String {
-    reason.replace(char::is_control, " ").chars().take(400).collect()
+    let mut line = reason.replace(char::is_control, " ");
+    line.truncate(line.floor_char_boundary(MOST_REASON));
+    line
 }
 
 #[cfg(test)]
@@ -150,6 +158,7 @@ mod tests {
             ("[health]\npath = \"up\"", "begins with /"),
             ("start = ", "line 1"),
             ("[limits]\npids = 1", "limits.pids"),
+            ("[limits]\ndisk = 1073741824", "is set on the workspace"),
         ] {
             let refused = own(text);
             assert!(
@@ -160,6 +169,8 @@ mod tests {
         }
         let long = format!("# {}", "x".repeat(MOST_BYTES));
         assert!(own(&long).refusal().is_some_and(|why| why.contains("16 KiB")));
+        let wide = own(&format!("\"{}\" = 1", "\u{1f4a5}".repeat(300)));
+        assert!(wide.refusal().is_some_and(|why| why.len() <= MOST_REASON), "{wide:?}");
         let unread = Own::of(Some(Err("it is a directory\u{1b}[2J".to_owned())));
         assert_eq!(unread.refusal(), Some("it is a directory [2J"));
     }
@@ -169,7 +180,7 @@ mod tests {
         let allowed = Limits::default();
         let less = own("[limits]\nmemory = 268435456\ncpus = 0.5").within(allowed);
         assert_eq!((less.memory, less.cpus, less.pids), (256 << 20, 0.5, allowed.pids));
-        let more = own("[limits]\nmemory = 1099511627776\npids = 100000\ncpus = 64\ndisk = 17592186044416");
+        let more = own("[limits]\nmemory = 1099511627776\npids = 100000\ncpus = 64");
         assert_eq!(more.within(allowed), allowed);
     }
 

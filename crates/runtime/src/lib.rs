@@ -131,6 +131,9 @@ pub enum Error {
     /// It answered, and refused.
     #[error("the container service refused: {0}")]
     Refused(String),
+    /// The disk has no room for it.
+    #[error("the disk is full: {0}")]
+    NoSpace(String),
     #[error("there is no such container")]
     NotFound,
     /// The container is in another state than the call needs, or somebody else is changing it.

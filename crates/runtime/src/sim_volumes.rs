@@ -63,7 +63,7 @@ impl SimVolumes {
         self.with(volume, |v| (v.root.clone(), v.home.clone()))
     }
 
-    /// Lets so many copies fail, as on a disk that is full.
+    /// Lets so many copies fail, as on a disk that is full, and archives break off.
     pub fn fail_copies(&self, failing: u32) {
         self.disk().failing = failing;
     }
@@ -209,10 +209,22 @@ impl Volumes for SimVolumes {
         if !readonly {
             return Err(refused("it may change meanwhile"));
         }
+        let breaks = {
+            let mut disk = self.disk();
+            let breaks = disk.failing > 0;
+            disk.failing = disk.failing.saturating_sub(1);
+            breaks
+        };
         let mut text = serde_json::to_vec(&Packed { root, home }).map_err(io::Error::other)?;
-        text.push(b'\n');
+        if !breaks {
+            text.push(b'\n');
+        }
         let written = spawn_blocking(move || waiting(into)?.write_all(&text));
-        Ok(written.await.map_err(io::Error::other)??)
+        written.await.map_err(io::Error::other)??;
+        if breaks {
+            return Err(refused("a file cannot be read"));
+        }
+        Ok(())
     }
 
     async fn unpack(&self, snapshot: &str, from: OwnedFd, _ids: IdRange, most: u64) -> Result<()> {

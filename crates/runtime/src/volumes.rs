@@ -28,8 +28,8 @@ const QUICK: Duration = Duration::from_secs(60);
 const SLOW: Duration = Duration::from_secs(1800);
 /// What compares two volumes for 20 s at most, one after the other.
 const COMPARING: Duration = Duration::from_secs(120);
-/// What passes a volume on as fast as a network far away takes or brings it: 64 GiB at 3 MB/s.
-const CARRYING: Duration = Duration::from_secs(6 * 3600);
+/// What passes a volume on as fast as somebody takes or brings it. Whoever holds the other end of the pipe ends it sooner.
+const CARRYING: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a volume is waited for that something else has.
 const BUSY_FOR: Duration = Duration::from_secs(30);
 /// The longest answer: the list of all volumes.
@@ -192,6 +192,7 @@ impl From<Failure> for Error {
             Failure::Refused(refusal) => match refusal.code.as_str() {
                 "not_found" => Error::NotFound,
                 "busy" => Error::Busy(refusal.message),
+                "no_space" => Error::NoSpace(refusal.message),
                 _ => Error::Refused(refusal.message),
             },
         }

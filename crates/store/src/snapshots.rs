@@ -219,6 +219,12 @@ impl Store {
         .await
     }
 
+    /// Marks a snapshot of which nothing is to stay.
+    pub async fn give_up_snapshot(&self, id: &SnapshotId) -> Result<()> {
+        let id = id.clone();
+        self.write(move |c| set_state(c, &id, SnapshotState::Deleting)).await
+    }
+
     /// Forgets a snapshot whose volume is gone.
     pub async fn forget_snapshot(&self, id: &SnapshotId) -> Result<()> {
         let id = id.clone();

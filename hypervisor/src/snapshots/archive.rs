@@ -1,18 +1,21 @@
 //! Snapshots that leave the box and come to it, each as one archive. What leaves is recorded before its first byte; what
 //! comes is a snapshot once all of it is there, or nothing. It must not know HTTP, nor what an archive holds.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use choir_core::{IdRange, Slot, SnapshotId};
-use choir_store::{AuditEvent, Snapshot, TakenFor, WorkspaceView};
-use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use choir_core::{IdRange, Slot, SnapshotId, UserId};
+use choir_store::{AuditId, Snapshot, TakenFor, WorkspaceView};
+use futures_util::stream::{self, Stream};
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::RETRY_S;
@@ -20,10 +23,50 @@ use crate::app::App;
 use crate::error::{ApiError, ApiResult};
 use crate::random::draw;
 use crate::reconcile::launch;
-use crate::upload::Upload;
+use crate::upload::{Patience, Upload};
 
 /// What a pipe holds, in bytes.
 const PART: usize = 64 << 10;
+/// Of what comes after it was refused: so much is thrown away, and for so long, that who sends hears why.
+const THROWN_AWAY: usize = 64 << 20;
+const FOR_SO_LONG: Duration = Duration::from_secs(30);
+/// Users whose archives may be on their way at once.
+const USERS_AT_ONCE: usize = 4;
+
+/// Whose archives are on their way, out of the box or to it: of each user one.
+#[derive(Default)]
+pub struct Carrying(Mutex<HashSet<UserId>>);
+
+struct Turn {
+    carrying: Arc<Carrying>,
+    user: UserId,
+}
+
+impl Carrying {
+    fn turn(self: &Arc<Self>, user: &UserId) -> ApiResult<Turn> {
+        let mut users = self.users();
+        if users.len() >= USERS_AT_ONCE || !users.insert(user.clone()) {
+            return Err(ApiError::too_many(RETRY_S));
+        }
+        Ok(Turn {
+            carrying: self.clone(),
+            user: user.clone(),
+        })
+    }
+
+    fn users(&self) -> MutexGuard<'_, HashSet<UserId>> {
+        self.0.lock().expect("never poisoned: no panic while held")
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.carrying.users().remove(&self.user);
+    }
+}
+
+/// What goes out; `None` once that was all.
+type Parts = mpsc::Sender<Option<Bytes>>;
 
 impl App {
     /// All that a snapshot holds. What breaks off ends with an error; so does it once `ended` fires.
@@ -32,11 +75,11 @@ impl App {
         view: &WorkspaceView,
         id: &SnapshotId,
         ended: CancellationToken,
-    ) -> ApiResult<BoxStream<'static, io::Result<Bytes>>> {
+    ) -> ApiResult<impl Stream<Item = io::Result<Bytes>> + Send + 'static> {
         let snapshot = self.store.snapshot(&view.workspace.id, id).await?;
-        let turn = self.archive_turn()?;
+        let turn = self.carrying.turn(&view.workspace.user)?;
         let (reader, writer) = io::pipe().map_err(ApiError::internal)?;
-        let reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(ApiError::internal)?;
+        let mut reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(ApiError::internal)?;
         let intent = self.store.audit_intent(self.event(view, "snapshot.export")).await?;
         let app = self.clone();
         // Apart, since it ends after a caller who goes away, and counts and is recorded until it does.
@@ -47,30 +90,39 @@ impl App {
             if let Err(error) = &packed {
                 tracing::warn!(snapshot = %snapshot.id, %error, "an archive was not sent to its end");
             }
-            let outcome = if packed.is_ok() { "ok" } else { "failed" };
-            let told = app.store.audit_outcome(intent, app.clock.now(), outcome).await;
-            if let Err(error) = told {
-                tracing::error!(snapshot = %snapshot.id, %error, "how an export ended is not in the audit trail");
-            }
+            app.record_outcome(intent, packed.is_ok()).await;
             packed
         });
-        let parts = stream::try_unfold((reader, packing), move |(mut reader, packing)| {
-            let ended = ended.clone();
-            async move {
-                let mut part = BytesMut::with_capacity(PART);
-                let read = tokio::select! {
-                    read = reader.read_buf(&mut part) => read?,
-                    () = ended.cancelled() => return Err(io::Error::other("who asked for it is signed out")),
-                };
-                if read > 0 {
-                    return Ok(Some((part.freeze(), (reader, packing))));
-                }
-                // The pipe ends the same way whether all was written or not.
-                packing.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
-                Ok(None)
+        let mut first = BytesMut::with_capacity(PART);
+        if reader.read_buf(&mut first).await.map_err(ApiError::internal)? == 0 {
+            return Err(match packing.await.map_err(ApiError::internal)? {
+                Err(choir_runtime::Error::Refused(why)) => ApiError::conflict("cannot_pack", why),
+                Err(choir_runtime::Error::NotFound) => ApiError::not_found(),
+                Err(error) => error.into(),
+                Ok(()) => ApiError::internal("an archive of nothing"),
+            });
+        }
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = send(first.freeze(), reader, packing, sender) => {}
+                () = ended.cancelled() => {}
             }
         });
-        Ok(parts.boxed())
+        Ok(stream::unfold(receiver, |mut receiver| async move {
+            match receiver.recv().await {
+                Some(part) => Some((Ok(part?), receiver)),
+                None => Some((Err(io::Error::other("it broke off")), receiver)),
+            }
+        }))
+    }
+
+    async fn record_outcome(&self, intent: AuditId, done: bool) {
+        let outcome = if done { "ok" } else { "failed" };
+        let recorded = self.store.audit_outcome(intent, self.clock.now(), outcome).await;
+        if let Err(error) = recorded {
+            tracing::error!(%error, "how an archive ended is not in the audit trail");
+        }
     }
 
     /// Makes a snapshot of a slot of what somebody sends.
@@ -79,25 +131,23 @@ impl App {
         view: &WorkspaceView,
         slot: Slot,
         archive: S,
+        ended: CancellationToken,
     ) -> ApiResult<Snapshot>
     where
         S: Stream<Item = Result<Bytes, E>> + Send + 'static,
         E: Display + Send + 'static,
     {
-        let turn = self.archive_turn()?;
-        let audit = self.event(view, "snapshot.import");
+        let turn = self.carrying.turn(&view.workspace.user)?;
+        let intent = self.store.audit_intent(self.event(view, "snapshot.import")).await?;
         let (app, view) = (self.clone(), view.clone());
         // Apart, since a caller that goes away must not leave it half made.
         let made = tokio::spawn(async move {
             let _turn = turn;
-            app.receive_snapshot(&view, slot, Upload::new(archive), audit).await
+            let made = app.receive_snapshot(&view, slot, Upload::new(archive), ended).await;
+            app.record_outcome(intent, made.is_ok()).await;
+            made
         });
         made.await.map_err(ApiError::internal)?
-    }
-
-    fn archive_turn(&self) -> ApiResult<OwnedSemaphorePermit> {
-        let turn = self.archives.clone().try_acquire_owned();
-        turn.map_err(|_| ApiError::too_many(RETRY_S))
     }
 
     async fn receive_snapshot<S, E>(
@@ -105,7 +155,7 @@ impl App {
         view: &WorkspaceView,
         slot: Slot,
         archive: Upload<S>,
-        audit: AuditEvent,
+        ended: CancellationToken,
     ) -> ApiResult<Snapshot>
     where
         S: Stream<Item = Result<Bytes, E>> + Send,
@@ -115,17 +165,26 @@ impl App {
         let release = release.map_err(ApiError::internal)?;
         let most = launch::limits(view, &self.config, &release, &self.says(view, slot)).disk;
         let id = SnapshotId::from_random(draw(&*self.random));
+        let audit = self.event(view, "snapshot.take");
         self.store
             .begin_snapshot(&id, &view.workspace.id, slot, TakenFor::Somebody, audit)
             .await?;
-        if let Err(error) = self.unpack_snapshot(&id, view.workspace.ids, most, archive).await {
+        let unpacking = self.unpack_snapshot(&id, view.workspace.ids, most, archive, ended);
+        if let Err(error) = unpacking.await {
             self.remove_snapshot(&id).await;
             return Err(error);
         }
         self.record_snapshot(&id).await
     }
 
-    async fn unpack_snapshot<S, E>(&self, id: &SnapshotId, ids: IdRange, most: u64, archive: Upload<S>) -> ApiResult<()>
+    async fn unpack_snapshot<S, E>(
+        &self,
+        id: &SnapshotId,
+        ids: IdRange,
+        most: u64,
+        archive: Upload<S>,
+        ended: CancellationToken,
+    ) -> ApiResult<()>
     where
         S: Stream<Item = Result<Bytes, E>> + Send,
         E: Display + Send,
@@ -134,7 +193,13 @@ impl App {
         let writer = pipe::Sender::from_owned_fd(writer.into()).map_err(ApiError::internal)?;
         let volumes = &self.fleet.services.volumes;
         let unpacking = volumes.unpack(id.as_str(), reader.into(), ids, most);
-        let (poured, unpacked) = tokio::join!(pour(archive, writer, most), unpacking);
+        let pouring = async {
+            tokio::select! {
+                poured = pour(archive, writer) => poured,
+                () = ended.cancelled() => Err(ApiError::unauthenticated()),
+            }
+        };
+        let (poured, unpacked) = tokio::join!(pouring, unpacking);
         // What broke off is no whole archive, wherever it did.
         poured?;
         match unpacked {
@@ -148,26 +213,55 @@ impl App {
     }
 }
 
-/// Writes what is sent into a pipe. Who still sends would not hear why it was refused, so what comes once nobody reads the
-/// pipe is thrown away, up to so many bytes.
-async fn pour<S, E>(mut archive: Upload<S>, pipe: pipe::Sender, most: u64) -> ApiResult<()>
+/// Hands on what is packed as long as somebody takes it; to the end, if it was packed to the end.
+async fn send(
+    mut part: Bytes,
+    mut reader: pipe::Receiver,
+    packing: JoinHandle<choir_runtime::Result<()>>,
+    parts: Parts,
+) {
+    let mut patience = Patience::default();
+    while !part.is_empty() {
+        let length = part.len();
+        let Some(Ok(())) = patience.wait(parts.send(Some(part))).await else {
+            return;
+        };
+        patience.passed(length);
+        let mut next = BytesMut::with_capacity(PART);
+        if reader.read_buf(&mut next).await.is_err() {
+            return;
+        }
+        part = next.freeze();
+    }
+    // The pipe ends the same way whether all was written or not.
+    if matches!(packing.await, Ok(Ok(()))) {
+        let _ = parts.send(None).await;
+    }
+}
+
+/// Writes what is sent into a pipe. Who still sends would not hear why it was refused, so some of what comes once nobody
+/// reads the pipe is thrown away.
+async fn pour<S, E>(mut archive: Upload<S>, mut pipe: pipe::Sender) -> ApiResult<()>
 where
     S: Stream<Item = Result<Bytes, E>> + Send,
     E: Display + Send,
 {
-    let (mut pipe, mut thrown_away) = (Some(pipe), 0);
     while let Some(part) = archive.next().await? {
-        if let Some(open) = &mut pipe {
-            let written = open.write_all(&part).await;
-            match written {
-                Ok(()) => continue,
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => pipe = None,
-                Err(error) => return Err(ApiError::internal(error)),
+        match pipe.write_all(&part).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                let rest = async {
+                    let mut thrown_away = 0;
+                    while thrown_away < THROWN_AWAY
+                        && let Some(part) = archive.next().await?
+                    {
+                        thrown_away += part.len();
+                    }
+                    Ok(())
+                };
+                return tokio::time::timeout(FOR_SO_LONG, rest).await.unwrap_or(Ok(()));
             }
-        }
-        thrown_away += part.len() as u64;
-        if thrown_away > most {
-            break;
+            Err(error) => return Err(ApiError::internal(error)),
         }
     }
     Ok(())

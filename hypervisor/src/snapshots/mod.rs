@@ -15,7 +15,7 @@ use crate::fail;
 use crate::random::draw;
 use crate::reconcile::Status;
 
-mod archive;
+pub mod archive;
 pub mod routes;
 mod schedule;
 
@@ -23,8 +23,6 @@ mod schedule;
 const MADE_WITHIN: Duration = Duration::from_secs(60);
 /// Volumes are walked for many seconds, and only so many users may have that done at once.
 pub const DIFFS_AT_ONCE: usize = 2;
-/// The same, of those who send or are sent all that a snapshot holds.
-pub const ARCHIVES_AT_ONCE: usize = 2;
 const MOST_DIFFERENCES: usize = 1000;
 /// When to ask again, where as many are under way.
 const RETRY_S: u64 = 5;
@@ -174,6 +172,8 @@ impl App {
     async fn remove_snapshot(&self, id: &SnapshotId) {
         let removed = async {
             let volumes = &self.fleet.services.volumes;
+            // Where it was only half made, too: what cannot be removed now is tried again later.
+            self.store.give_up_snapshot(id).await.map_err(|e| e.to_string())?;
             fail::point("prune.marked").await?;
             volumes.delete(id.as_str()).await.map_err(|e| e.to_string())?;
             fail::point("prune.deleted").await?;

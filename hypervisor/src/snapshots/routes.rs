@@ -80,7 +80,8 @@ async fn receive(
 ) -> ApiResult<(StatusCode, Json<api::Snapshot>)> {
     let (view, slot) = find(&app, &caller, &ws, &slot).await?;
     let archive = request.into_body().into_data_stream();
-    let snapshot = app.import_snapshot(&view, slot, archive).await?;
+    let ended = app.auth.watch(&caller);
+    let snapshot = app.import_snapshot(&view, slot, archive, ended).await?;
     let shown = wire(&app, snapshot).await?.ok_or_else(ApiError::not_found)?;
     Ok((StatusCode::CREATED, Json(shown)))
 }

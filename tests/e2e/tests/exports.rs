@@ -282,7 +282,15 @@ async fn ends_early(scene: &Scene, file: &Path, outside: &Path) -> Result<()> {
 
 async fn with_the_secret(scene: &Scene, file: &Path, passphrase: &Path) -> Result<()> {
     store(&scene.client).await?;
-    let made = scene.moves("import", file, passphrase, &["--name", "again"])?;
+    let unasked = scene.moves("import", file, passphrase, &["--name", "unasked"])?;
+    let unasked = unasked.map_err(|told| anyhow::anyhow!("the import failed: {told}"))?;
+    ensure!(
+        unasked["grants_made"] == json!([]),
+        "whoever wrote the file got a secret: {unasked}"
+    );
+    let reason = &unasked["grants_left"][0]["reason"];
+    ensure!(reason == "grants are made with --grants only", "{unasked}");
+    let made = scene.moves("import", file, passphrase, &["--name", "again", "--grants"])?;
     let made = made.map_err(|told| anyhow::anyhow!("the import failed: {told}"))?;
     ensure!(
         made["grants_left"] == json!([]) && made["secrets_missing"] == json!([]),

@@ -21,9 +21,11 @@ use super::{Volumes, absent};
 use crate::backend::Backend;
 use crate::kernel::{self, Counted};
 use crate::walk::DIRECTORY;
-use crate::wire::{Failure, HOME, ROOT, Response, VolumeId};
+use crate::wire::{Failure, HOME, ROOT, Response, TREES, VolumeId};
 
 const LIMIT: &str = "trusted.choir.limit";
+/// Bytes that even an empty volume may take while it is made.
+const AROUND: u64 = 64 << 20;
 const INHERITED: &str = "trusted.choir.inherited";
 
 impl Volumes {
@@ -105,6 +107,19 @@ impl Volumes {
             }
         }
         Ok((root, home, limit))
+    }
+
+    /// Has the kernel stop what fills a draft at so many bytes a tree, and what is kept of the files themselves.
+    pub(super) fn bound(&self, draft: &Path, most: Option<u64>) -> io::Result<()> {
+        if matches!(self.backend, Backend::Plain { .. }) {
+            return Ok(());
+        }
+        let most = most.map(|most| most.saturating_add(most / 8).saturating_add(AROUND));
+        for tree in TREES {
+            let id = kernel::subvolume_id(File::open(draft.join(tree))?.as_fd())?;
+            kernel::set_limit(self.handle.as_fd(), id, most)?;
+        }
+        Ok(())
     }
 
     /// Has these trees of a copy, root and home, begin with what their source is charged for.

@@ -280,9 +280,19 @@ fn tar_of(entries: &[(Header, &str)]) -> Vec<u8> {
 
 type Entries = Vec<(Header, &'static str)>;
 
+fn file(name: &str) -> (Header, &'static str) {
+    (header(name, EntryType::Regular, 0o644, 4), "")
+}
+
+fn owned(name: &str, id: u64) -> (Header, &'static str) {
+    let (mut header, link) = file(name);
+    header.set_uid(id);
+    header.set_gid(id);
+    (header, link)
+}
+
 /// Why it is refused, the hostile entries, and honest ones that are much like them.
 fn cases() -> Vec<(&'static str, Entries, Entries)> {
-    let file = |name: &str| (header(name, EntryType::Regular, 0o644, 4), "");
     let directory = |name: &str| (header(name, EntryType::Directory, 0o755, 0), "");
     let soft = |name: &str, to: &'static str| (header(name, EntryType::Symlink, 0o777, 0), to);
     let hard = |name: &str, to: &'static str| (header(name, EntryType::Link, 0o644, 0), to);
@@ -292,12 +302,22 @@ fn cases() -> Vec<(&'static str, Entries, Entries)> {
         (
             "neither in root nor in home",
             vec![file("etc/evil")],
-            vec![file("root/etc/fine")],
+            vec![directory("root/etc/"), file("root/etc/fine")],
         ),
         (
             "neither in root nor in home",
             vec![directory("./")],
             vec![directory("./root/")],
+        ),
+        (
+            "the directory of an entry is missing",
+            vec![file("root/a/b/c/d/evil")],
+            vec![directory("root/a/"), file("root/a/fine")],
+        ),
+        (
+            "not one that a sandbox has",
+            vec![owned("root/evil", 200_000)],
+            vec![owned("root/fine", 65_535)],
         ),
         ("has `..`", vec![file("root/../evil")], vec![file("root/..fine")]),
         ("absolute", vec![file("/root/evil")], vec![file("./root/fine")]),

@@ -7,6 +7,8 @@ use choir_runtime::Volumes as _;
 use http_body_util::BodyExt as _;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tower::ServiceExt as _;
 
 use super::{Box, MAIN, snapshots, succeeds, used};
@@ -85,7 +87,8 @@ async fn what_a_snapshot_holds_goes_out_and_comes_back_where_somebody_else_has_i
     assert_eq!(start.home(dev.as_str()), "good");
     let out = [("snapshot.export", "intent"), ("snapshot.export", "ok")];
     assert_eq!(trail(&mut ada).await, rows(&out));
-    assert_eq!(trail(&mut eve).await, rows(&[("snapshot.import", "ok")]));
+    let brought = [("snapshot.import", "intent"), ("snapshot.import", "ok")];
+    assert_eq!(trail(&mut eve).await, rows(&brought));
     start.fits_together().await;
 }
 
@@ -190,6 +193,9 @@ async fn an_archive_that_breaks_off_or_is_none_leaves_no_snapshot_and_no_volume(
             .await
             .refused(StatusCode::UNPROCESSABLE_ENTITY, "rejected");
     }
+    let mut tried = [("snapshot.import", "intent"), ("snapshot.import", "failed")].repeat(4);
+    tried.extend([("snapshot.export", "intent"), ("snapshot.export", "ok")]);
+    assert_eq!(trail(&mut ada).await, rows(&tried));
     assert!(snapshots(&mut ada, Slot::Dev).await.is_empty());
     assert!(start.app.store.unfinished_snapshots().await.unwrap().is_empty());
     assert_eq!(start.volumes.list().await.unwrap(), before);
@@ -206,7 +212,7 @@ async fn what_cannot_be_read_to_its_end_does_not_end_like_a_whole_archive() {
     used(&start, &mut ada).await;
     let id = taken(&mut ada).await;
     archive(&mut ada, &id).await;
-    start.volumes.delete(&id).await.unwrap();
+    start.volumes.fail_copies(1);
     let cookie = format!("{}={}", crate::support::SESSION, ada.session());
     let request = Request::get(address(&id))
         .header("host", "localhost:9090")
@@ -222,18 +228,85 @@ async fn what_cannot_be_read_to_its_end_does_not_end_like_a_whole_archive() {
 }
 
 #[tokio::test]
-async fn while_as_many_archives_go_as_may_others_are_asked_to_come_again() {
+async fn what_cannot_be_read_at_all_is_answered_with_the_reason() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
     used(&start, &mut ada).await;
     let id = taken(&mut ada).await;
+    start.volumes.delete(&id).await.unwrap();
+    ada.get(&address(&id)).await.refused(StatusCode::NOT_FOUND, "not_found");
+    let out = ["intent", "failed"].map(|outcome| ("snapshot.export", outcome));
+    assert_eq!(trail(&mut ada).await, rows(&out));
+}
+
+/// An archive of which nothing has come yet. It breaks off when `hold` is dropped.
+struct Stalled {
+    hold: oneshot::Sender<()>,
+    answer: JoinHandle<Answer>,
+}
+
+/// Begins to send one, and returns once it is the `nth` that the hypervisor waits for.
+async fn stalled(start: &Box, mut browser: Browser, nth: usize) -> Stalled {
+    let (hold, held) = oneshot::channel::<()>();
+    let answer = tokio::spawn(async move {
+        let breaks = futures_util::stream::once(async {
+            let _ = held.await;
+            Err::<Bytes, std::io::Error>(std::io::ErrorKind::ConnectionReset.into())
+        });
+        import(&mut browser, Body::from_stream(breaks)).await
+    });
+    while start.app.store.unfinished_snapshots().await.unwrap().len() < nth {
+        assert!(!answer.is_finished(), "it is waited for");
+        tokio::task::yield_now().await;
+    }
+    Stalled { hold, answer }
+}
+
+#[tokio::test]
+async fn who_sends_slowly_holds_up_nobody_but_himself() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    used(&start, &mut ada).await;
+    let id = taken(&mut ada).await;
+    let mut others = Vec::new();
+    for name in ["bob", "cyd", "dan", "eve"] {
+        let mut other = start.member(&mut ada, name).await;
+        used(&start, &mut other).await;
+        others.push(other);
+    }
+    let second = others[0].clone();
+    let mut sending = vec![stalled(&start, others.remove(0), 1).await];
+    let mut second = second;
+    import(&mut second, "x")
+        .await
+        .refused(StatusCode::TOO_MANY_REQUESTS, "too_many_requests");
     let whole = archive(&mut ada, &id).await;
-    let all = start.app.archives.clone().try_acquire_many_owned(2).unwrap();
+    for (nth, other) in others.into_iter().enumerate() {
+        sending.push(stalled(&start, other, nth + 2).await);
+    }
     for answer in [ada.get(&address(&id)).await, import(&mut ada, whole.clone()).await] {
         assert_eq!(answer.headers["retry-after"], "5");
         answer.refused(StatusCode::TOO_MANY_REQUESTS, "too_many_requests");
     }
-    drop(all);
+    for Stalled { hold, answer } in sending {
+        drop(hold);
+        answer.await.unwrap().refused(StatusCode::BAD_REQUEST, "broke_off");
+    }
     archive(&mut ada, &id).await;
     import(&mut ada, whole).await.expect(StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn an_import_ends_with_the_session_that_began_it() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    used(&start, &mut ada).await;
+    let sending = stalled(&start, ada.clone(), 1).await;
+    ada.post("/auth/logout", json!({})).await;
+    sending
+        .answer
+        .await
+        .unwrap()
+        .refused(StatusCode::UNAUTHORIZED, "unauthenticated");
+    assert!(start.app.store.unfinished_snapshots().await.unwrap().is_empty());
 }
