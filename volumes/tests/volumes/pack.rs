@@ -454,6 +454,31 @@ fn files_may_hold_so_much_and_no_more() {
 }
 
 #[test]
+fn what_takes_room_without_being_a_files_content_is_bounded_by_the_file_system() {
+    if !root_only() {
+        return;
+    }
+    on_each_backend(|server| {
+        if server.pool.plain {
+            return;
+        }
+        // Each takes 4 KiB of what the file system keeps of itself.
+        let mut tar = Builder::new(Vec::new());
+        let to = "x".repeat(4000);
+        for nth in 0..25_000 {
+            let mut link = header("", EntryType::Symlink, 0o777, 0);
+            tar.append_link(&mut link, format!("home/{nth}"), &to).expect("a link");
+        }
+        let tar = tar.into_inner().expect("a tar");
+        let answer = create(&server, &request("new", BASE, 1 << 20), &tar);
+        assert_eq!(code(&answer), "no_space", "{answer}");
+        nothing_is_left(&server, "new", "too much around it");
+        let answer = create(&server, &request("new", BASE, 1 << 30), &tar);
+        assert_eq!(answer["bytes"], tar.len(), "{answer}");
+    });
+}
+
+#[test]
 fn the_base_is_asked_for_and_the_trees_are_there_whatever_the_tar_says() {
     if !root_only() {
         return;
