@@ -13,11 +13,11 @@ pub use sockets::Before;
 
 use anyhow::{Result, ensure};
 use choir_api::client::Client;
-use choir_core::Slot;
+use choir_core::{Slot, WorkspaceSettings};
 use choir_e2e::browser::Browser;
 use choir_e2e::instance::Instance;
 use choir_e2e::page::Page;
-use choir_e2e::person::{USER, WORKSPACE};
+use choir_e2e::person::{USER, WORKSPACE, workspace};
 use choir_e2e::recorder::Recorder;
 use choir_e2e::waiting::step;
 
@@ -46,6 +46,14 @@ impl Scene<'_> {
     }
 }
 
+/// What the hypervisor does by itself must not look like what an attack did.
+pub fn without_a_schedule() -> WorkspaceSettings {
+    WorkspaceSettings {
+        snapshot_every_s: Some(0),
+        ..WorkspaceSettings::default()
+    }
+}
+
 /// `control` is signed in; live and dev serve their apps. The last of it uses a recovery code, and ends the token.
 pub async fn all(
     browser: &Browser,
@@ -56,6 +64,7 @@ pub async fn all(
     code: &str,
 ) -> Result<()> {
     control.goto(instance.origin().as_str()).await?;
+    client.patch_workspace(&workspace(), &without_a_schedule()).await?;
     let (evil, other) = (browser.page().await?, Recorder::start().await?);
     let scene = Scene {
         instance,

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 
 use super::requests::{attack, nothing_learnt, probe};
 use super::state::{targets, things};
+use super::without_a_schedule;
 
 /// Another user, whose live sandbox is public and hostile.
 const OTHER: &str = "bob";
@@ -34,7 +35,7 @@ pub async fn another_user_arrives(page: &Page, instance: &Instance, client: &Cli
             live: Access::Public,
             dev: Access::Private,
         }),
-        ..WorkspaceSettings::default()
+        ..without_a_schedule()
     };
     client.patch_workspace(&workspace(), &public).await?;
     person::start(&client, Slot::Live).await?;
