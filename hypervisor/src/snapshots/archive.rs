@@ -27,9 +27,8 @@ use crate::upload::{Patience, Upload};
 
 /// What a pipe holds, in bytes.
 const PART: usize = 64 << 10;
-/// Of what comes after it was refused: so much is thrown away, and for so long, that who sends hears why.
-const THROWN_AWAY: usize = 64 << 20;
-const FOR_SO_LONG: Duration = Duration::from_secs(30);
+/// How long what comes after it was refused is thrown away, so that who sends it hears why.
+const THROWN_AWAY: Duration = Duration::from_secs(30);
 /// Users whose archives may be on their way at once.
 const USERS_AT_ONCE: usize = 4;
 
@@ -251,15 +250,10 @@ where
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 let rest = async {
-                    let mut thrown_away = 0;
-                    while thrown_away < THROWN_AWAY
-                        && let Some(part) = archive.next().await?
-                    {
-                        thrown_away += part.len();
-                    }
+                    while archive.next().await?.is_some() {}
                     Ok(())
                 };
-                return tokio::time::timeout(FOR_SO_LONG, rest).await.unwrap_or(Ok(()));
+                return tokio::time::timeout(THROWN_AWAY, rest).await.unwrap_or(Ok(()));
             }
             Err(error) => return Err(ApiError::internal(error)),
         }
