@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -43,6 +44,28 @@ pub fn build(workspace: &Workspace, release: bool, directory: &Path) -> Result<(
     let built = workspace.target_directory.join(target).join(folder).join(AGENT);
     install(&built, &directory.join(AGENT))?;
     println!("==> built in {} s", begun.elapsed().as_secs());
+    Ok(())
+}
+
+/// Builds everything optimised and linked statically, so that it runs on any Linux of this architecture, and installs it
+/// into `directory` without what only a debugger reads.
+pub fn build_static(workspace: &Workspace, directory: &Path) -> Result<()> {
+    println!("==> building the programs (release, static)");
+    let target = agent_target();
+    let programs = || PROGRAMS.iter().copied().chain([AGENT]);
+    let mut build = cargo();
+    build.args(["build", "--release", "--target", &target]);
+    for program in programs() {
+        build.args(["--package", program]);
+    }
+    command::run(&mut build)?;
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let built = workspace.target_directory.join(target).join("release");
+    for program in programs() {
+        let mut strip = Command::new("strip");
+        strip.args(["--strip-debug", "-o"]).arg(directory.join(program));
+        command::run(strip.arg(built.join(program)))?;
+    }
     Ok(())
 }
 

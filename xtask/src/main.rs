@@ -7,10 +7,12 @@ mod command;
 mod data;
 mod down;
 mod image;
+mod package;
 mod packages;
 mod process;
 mod test;
 mod tidy;
+mod units;
 mod up;
 mod workspace;
 
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
         Verb::Test(options) => test::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Image(options) => image::run(&options),
+        Verb::Units(options) => units::run(&options),
+        Verb::Package(options) => package::run(&options),
         Verb::Tidy => tidy::run(),
         Verb::Launch(options) => up::launch::run(&options),
     };
@@ -56,6 +60,10 @@ enum Verb {
     Bench(bench::Options),
     /// Build the default release: the root file system a sandbox starts from
     Image(image::Options),
+    /// Write the systemd units as Debian gets them
+    Units(units::Options),
+    /// Build a Debian package of static programs and their units
+    Package(package::Options),
     /// Check the house rules that a compiler does not know
     Tidy,
     /// Become a program that finds listening sockets at descriptor 3 and up

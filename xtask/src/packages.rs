@@ -157,6 +157,9 @@ const PACKAGES: &[Package] = &[
         "runs the tests' small web applications",
     ),
     package(Purpose::Test, "npm", "npm", "installs packages in the end-to-end tests"),
+    package(Purpose::Test, "systemd", "systemd-analyze", "judges the unit files"),
+    package(Purpose::Test, "shellcheck", "shellcheck", "reads the package's scripts"),
+    package(Purpose::Test, "dpkg", "dpkg-deb", "builds the package"),
     package(Purpose::Bench, "wrk", "wrk", "makes the benchmarks' load"),
     package(Purpose::Bench, "nginx", "nginx", "is measured beside our proxy"),
     package(Purpose::Bench, "caddy", "caddy", "is measured beside our proxy"),
@@ -198,6 +201,21 @@ pub fn ensure_lists() -> Result<()> {
 /// Whether this Debian has a package of that name.
 pub fn is_available(name: &str) -> bool {
     command::capture(Command::new("apt-cache").args(["show", "--quiet=2", name])).is_ok_and(|text| !text.is_empty())
+}
+
+/// Whether a test has the program it needs; where not, the test is named among those that were left out.
+#[cfg(test)]
+pub fn is_here_for(test: &str, program: &str) -> bool {
+    if command::find(program).is_some() {
+        return true;
+    }
+    let line = format!("{test}: there is no {program} here; `cargo xtask test` without --fast installs it\n");
+    eprint!("skipped: {line}");
+    if let Some(log) = std::env::var_os("CHOIR_SKIP_LOG") {
+        let mut log = std::fs::File::options().append(true).open(log).unwrap();
+        log.write_all(line.as_bytes()).unwrap();
+    }
+    false
 }
 
 fn missing(purposes: &[Purpose], is_present: impl Fn(&str) -> bool) -> Vec<&'static Package> {
