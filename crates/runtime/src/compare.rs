@@ -165,7 +165,7 @@ fn freely_allowed(profile: &Value) -> BTreeSet<String> {
 }
 
 /// How the agent's view of its own confinement differs.
-pub fn reported(want: &Container, ids: IdRange, is: &SelfReport) -> Vec<String> {
+pub fn reported(want: &Container, is: &SelfReport) -> Vec<String> {
     let mut d = Differences::default();
     for (name, text) in [("CapBnd", &is.cap_bounding), ("CapEff", &is.cap_effective)] {
         let mask = u64::from_str_radix(text, 16).unwrap_or(u64::MAX);
@@ -175,7 +175,8 @@ pub fn reported(want: &Container, ids: IdRange, is: &SelfReport) -> Vec<String> 
     }
     d.equal("NoNewPrivs", &is.no_new_privs, &1);
     d.equal("Seccomp", &is.seccomp, &2);
-    let map = format!("0 {} {}", ids.base, IdRange::SIZE);
+    // From inside, the ids of the namespace that Podman made this one in are seen: those that Podman was told.
+    let map = format!("0 {} {}", want.idmappings.uid_map[0].host_id, IdRange::SIZE);
     d.equal("the uid map", &is.uid_map, &vec![map]);
     for name in &is.interfaces {
         d.check(template::INTERFACES.contains(&name.as_str()), || {

@@ -21,7 +21,7 @@ impl Examiner for Shared {
             .get(generation)
             .ok_or_else(|| "its container is being removed".to_owned())?;
         self.inspect_once(&known).await?;
-        let mut differences = compare::reported(&known.container, known.spec.ids, report);
+        let mut differences = compare::reported(&known.container, report);
         differences.extend(self.disprove(&known, &report.proof_file).await?);
         self.judge(&known, differences).await
     }

@@ -21,6 +21,7 @@ mod gate;
 pub mod libpod;
 mod link;
 mod logs;
+mod own_ids;
 pub mod podman;
 mod process;
 mod process_log;

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use choir_core::sandbox::Exit;
-use choir_core::{Door, Generation, Limits, Slot};
+use choir_core::{Door, Generation, IdRange, Limits, Slot};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::gate::{self, Gates};
 use crate::libpod::{Inspect, Libpod, Listed, State};
+use crate::own_ids::OwnIds;
 use crate::template::{self, Container, HostLimits};
 use crate::{Error, Found, LogLine, Notice, Places, Result, Runtime, Seen, Spec, Stats, Stream, logs, watch};
 
@@ -48,7 +49,8 @@ pub(crate) struct Shared {
     oci_runtime: String,
     host: HostLimits,
     known: Mutex<HashMap<Generation, Arc<Known>>>,
-    rootless: OnceCell<bool>,
+    /// `None` where Podman counts ids as the host does.
+    own_ids: OnceCell<Option<OwnIds>>,
 }
 
 /// A generation this process made or adopted.
@@ -94,7 +96,7 @@ impl Podman {
             oci_runtime: options.oci_runtime,
             host: HostLimits::own(),
             known: Mutex::default(),
-            rootless: OnceCell::new(),
+            own_ids: OnceCell::new(),
             places,
         });
         Ok(Self {
@@ -107,8 +109,11 @@ impl Podman {
 
     /// The container `create` would make: what tests weaken to see that the comparison finds it.
     pub fn template(&self, spec: &Spec) -> Container {
+        let own = self.shared.own_ids.get().and_then(Option::as_ref);
+        let base = own.and_then(|own| own.first(spec.ids)).unwrap_or(spec.ids.base);
         template::container(
             spec,
+            base,
             &self.shared.places,
             &self.gates.directory(&spec.generation),
             &profile(&self.shared.places.run),
@@ -260,8 +265,8 @@ impl Runtime for Podman {
     }
 
     async fn create(&self, spec: &Spec) -> Result<()> {
-        // Asked here once, so that no start waits for it.
-        self.shared.is_rootless().await?;
+        // Podman's ids are asked for here once, so that no start waits for it.
+        self.shared.may_use(spec.ids).await?;
         let known = self.expect(spec, false)?;
         let created = match self.client().create(&known.container).await {
             Err(Error::Busy(why) | Error::Refused(why)) if why.contains("already in use") => {
@@ -285,6 +290,7 @@ impl Runtime for Podman {
     async fn adopt(&self, spec: &Spec) -> Result<()> {
         let name = spec.generation.container_name();
         let seen = self.shared.look(&name).await?;
+        self.shared.may_use(spec.ids).await?;
         let known = self.expect(spec, true)?;
         match seen {
             Seen::Created => known.progress().started = false,
@@ -457,13 +463,36 @@ impl Shared {
         let _ = self.notices.send(Notice::Exited { generation, exit }).await;
     }
 
-    /// Whether Podman runs without root, so that its host ids are not this process'. Asked once.
+    /// Whether Podman runs without root, so that its host ids are not this process'.
     pub async fn is_rootless(&self) -> Result<bool> {
+        Ok(self.own_ids().await?.is_some())
+    }
+
+    /// Refuses ids that Podman cannot give to a container.
+    async fn may_use(&self, ids: IdRange) -> Result<()> {
+        match self.own_ids().await? {
+            Some(own) if own.first(ids).is_none() => Err(Error::Refused(format!(
+                "Podman's user may not use the {} ids from {} on; give it these, in the same line of /etc/subuid and /etc/subgid",
+                IdRange::SIZE,
+                ids.base
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asked once.
+    async fn own_ids(&self) -> Result<Option<&OwnIds>> {
         let ask = || async {
             let info = self.client.info().await?;
-            Ok(info.pointer("/host/security/rootless") == Some(&serde_json::Value::Bool(true)))
+            if info.pointer("/host/security/rootless") != Some(&serde_json::Value::Bool(true)) {
+                return Ok::<_, Error>(None);
+            }
+            let ids = info.pointer("/host/idMappings").cloned().unwrap_or_default();
+            let own = serde_json::from_value(ids);
+            own.map(Some)
+                .map_err(|e| Error::Protocol(format!("it does not say which ids it may use: {e}")))
         };
-        self.rootless.get_or_try_init(ask).await.copied()
+        Ok(self.own_ids.get_or_try_init(ask).await?.as_ref())
     }
 }
 
@@ -532,6 +561,8 @@ fn write_profile(run: &Path) -> std::io::Result<()> {
     }
     let new = path.with_extension("new");
     std::fs::write(&new, template::SECCOMP)?;
+    // Podman may be another user's, and our umask may be for ourselves.
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o644))?;
     std::fs::rename(new, path)
 }
 

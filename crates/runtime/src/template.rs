@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use choir_core::{IdRange, Limits, Slot};
 use choir_link::message::{AGENT_BINARY, RUN_DIR};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::libpod::{Cpu, Memory, Pids, Resources};
 use crate::{Places, Spec};
@@ -152,7 +152,7 @@ pub struct IdMappings {
     pub gid_map: Vec<IdMapping>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMapping {
     pub container_id: u32,
     pub host_id: u32,
@@ -186,9 +186,11 @@ pub fn own_file(directory: &Path, path: &str) -> PathBuf {
     directory.join(path.rsplit('/').next().unwrap_or(path))
 }
 
-/// The container of `spec`, whose directory of ours is `directory` and whose seccomp profile is at `seccomp`.
+/// The container of `spec`, whose directory of ours is `directory`, whose seccomp profile is at `seccomp`, and of whose ids
+/// Podman calls the first one `base`.
 pub fn container(
     spec: &Spec,
+    base: u32,
     places: &Places,
     directory: &Path,
     seccomp: &Path,
@@ -199,7 +201,7 @@ pub fn container(
     let volume = places.volumes.join(generation.sandbox.as_str());
     let mapping = vec![IdMapping {
         container_id: 0,
-        host_id: spec.ids.base,
+        host_id: base,
         size: IdRange::SIZE,
     }];
     let private = Namespace { nsmode: "private" };
