@@ -256,7 +256,8 @@ async fn settle(app: Arc<App>, stop: CancellationToken) {
     }
     tokio::spawn(offer_claim(app.clone(), stop.clone()));
     let image = match &app.config.sandboxes.default_image {
-        Some(image) => Ok(image.clone()),
+        // A link leads to the newest; the release is called after the file itself.
+        Some(image) => Ok(image.canonicalize().unwrap_or_else(|_| image.clone())),
         None => places::empty_archive(&app.config.beside_store("empty.tar")),
     };
     match image {
