@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything CI runs, and a summary whose last line counts it. Nothing is left
 //! out silently: whatever does not run is named with its reason.
 
+mod aws;
 mod runner;
 
 use std::fs;
@@ -55,6 +56,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         command::run(cargo().args(arguments))
     });
     deny(&mut report);
+    if options.fast {
+        report.skip(
+            "aws",
+            "--fast leaves out the tests of the AWS stack, which need packages of PyPI",
+        );
+    } else {
+        report.check("aws", || aws::run(&workspace));
+    }
     if let Err(error) = tests(options, &workspace, &mut report) {
         report.failed("tests", &error);
     }
