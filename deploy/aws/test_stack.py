@@ -542,9 +542,6 @@ class Script(AgainstServer):
         self.assertEqual(code, 1)
         self.assertIn("there is no stack other in us-east-1", errors)
 
-    def test_shellcheck_finds_nothing(self):
-        subprocess.run(["shellcheck", HERE / "choir-aws", HERE / "choir-aws-memory"], check=True)
-
 
 class Memory(AgainstServer):
     def test_the_host_says_how_much_of_its_memory_is_available(self):

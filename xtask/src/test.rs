@@ -2,7 +2,10 @@
 //! out silently: whatever does not run is named with its reason.
 
 mod aws;
+#[cfg(test)]
+mod builds;
 mod runner;
+mod scripts;
 
 use std::fs;
 use std::path::Path;
@@ -58,10 +61,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     deny(&mut report);
     if options.fast {
         report.skip(
-            "aws",
-            "--fast leaves out the tests of the AWS stack, which need packages of PyPI",
+            "shell",
+            "--fast installs no shellcheck, so the shell scripts were not read",
         );
+        report.skip("aws", "--fast leaves out the tests of the AWS stack, which need PyPI");
     } else {
+        report.check("shell", || scripts::check(&workspace.workspace_root));
         report.check("aws", || aws::run(&workspace));
     }
     if let Err(error) = tests(options, &workspace, &mut report) {

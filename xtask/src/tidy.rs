@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the house rules that neither the compiler nor clippy knows. Each violation is
 //! one line: file, line, sentence.
 
+mod actions;
 mod claims;
 mod edges;
 mod scan;
@@ -68,6 +69,12 @@ fn check(workspace: &Workspace) -> Result<Vec<Violation>> {
     for page in claims::PAGES {
         let text = fs::read_to_string(root.join(page)).with_context(|| format!("there is no {page}"))?;
         violations.extend(claims::check(Path::new(page), &text, &functions));
+    }
+    let workflows = root.join(actions::DIRECTORY);
+    for entry in fs::read_dir(&workflows).with_context(|| format!("cannot read {}", workflows.display()))? {
+        let path = entry?.path();
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        violations.extend(actions::check(&path, &text));
     }
     for violation in &mut violations {
         if let Ok(name) = violation.file.strip_prefix(root) {
