@@ -177,7 +177,11 @@ async fn the_volume_helper_may_be_away_broken_or_unwilling() {
         }),
         (
             b"{\"error\":{\"code\":\"no_space\",\"message\":\"Full.\"}}\n",
-            |e| matches!(e, Error::Refused(why) if why == "Full."),
+            |e| matches!(e, Error::NoSpace(why) if why == "Full."),
+        ),
+        (
+            b"{\"error\":{\"code\":\"refused\",\"message\":\"Never.\"}}\n",
+            |e| matches!(e, Error::Refused(why) if why == "Never."),
         ),
     ] {
         let dir = dir();
