@@ -38,8 +38,9 @@ const STUBBORN: &str =
 const ASLEEP: &str = "#include <signal.h>\n#include <unistd.h>\n\
     int main(void) { signal(SIGTERM, SIG_IGN); if (vfork() == 0) for (;;) pause(); return 0; }\n";
 
-/// Bytes that one program takes, less than a sandbox may.
-const HOG: u64 = 1400 << 20;
+/// Bytes that one program takes. Half of it is more than what a machine has available goes up and down by meanwhile: its own
+/// host may take some of it back.
+const HOG: u64 = 4 << 30;
 
 struct Scene {
     instance: Instance,
@@ -75,16 +76,21 @@ async fn sandboxes_that_take_all_they_may_or_refuse_to_end_hold_nobody_up() -> R
 }
 
 impl Scene {
-    async fn limit(&self, cpus: f64) -> Result<()> {
-        let limits = LimitsPatch {
-            cpus: Some(cpus),
-            ..LimitsPatch::default()
-        };
+    async fn patch(&self, limits: LimitsPatch) -> Result<()> {
         let patch = WorkspaceSettings {
             limits: Some(limits),
             ..WorkspaceSettings::default()
         };
         self.client.patch_workspace(&workspace(), &patch).await?;
+        Ok(())
+    }
+
+    async fn limit(&self, cpus: f64) -> Result<()> {
+        self.patch(LimitsPatch {
+            cpus: Some(cpus),
+            ..LimitsPatch::default()
+        })
+        .await?;
         for slot in Slot::ALL {
             until("the limit of cores to hold", async || {
                 let limits = "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us";
@@ -96,6 +102,20 @@ impl Scene {
             .await?;
         }
         Ok(())
+    }
+
+    async fn limit_memory(&self, bytes: u64) -> Result<()> {
+        self.patch(LimitsPatch {
+            memory: Some(bytes),
+            ..LimitsPatch::default()
+        })
+        .await?;
+        until("dev's limit of memory to hold", async || {
+            let limits = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes";
+            let seen = exec(&self.client, Slot::Dev, limits).await?.stdout;
+            Ok((seen.trim() == bytes.to_string()).then_some(()))
+        })
+        .await
     }
 
     /// A task of so many loops that do nothing; its id.
@@ -331,6 +351,7 @@ async fn what_ignores_signals_ends_with_its_sandbox(scene: &Scene) -> Result<()>
 /// What dev takes beyond what is to stay free is taken from dev; live is asked all the while and answers.
 async fn dev_gives_way_when_memory_runs_short(scene: &Scene) -> Result<()> {
     let client = &scene.client;
+    scene.limit_memory(HOG + (1 << 30)).await?;
     let meminfo = std::fs::read_to_string("/proc/meminfo")?;
     let available = Memory::parse(&meminfo, None).context("no MemAvailable")?.available;
     scene.reserve(available.saturating_sub(HOG / 2)).await?;
