@@ -11,7 +11,6 @@ let
     paths = tools;
     pathsToLink = [
       "/bin"
-      "/etc"
       "/include"
       "/lib"
       "/share"

@@ -20,6 +20,7 @@ pub const DEBIAN: &[(&str, &str)] = &[
     ("config", "/etc/choir/hypervisor.toml"),
     ("containers_conf", "/usr/lib/choir/containers.conf"),
     ("id", "/usr/bin/id"),
+    ("image", "/var/lib/choir/image/default.tar"),
     ("libexec", "/usr/lib/choir"),
     ("podman", "/usr/bin/podman"),
     ("sh", "/bin/sh"),

@@ -1,0 +1,208 @@
+# Renders the units for this host, with the files that they name.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.choir;
+  isSet = value: value != null && value != { };
+  # What is null is not in the file, whatever depth it is at.
+  withoutNulls =
+    value:
+    if builtins.isAttrs value then
+      lib.filterAttrs (_: isSet) (builtins.mapAttrs (_: withoutNulls) value)
+    else
+      value;
+
+  state = "/var/lib/choir";
+  # The release is called after this file, so that another image is another release.
+  archive = "${state}/image/default-${builtins.substring 11 32 "${cfg.image}"}.tar";
+  made = lib.optionalAttrs (cfg.image != null) { default_image = archive; };
+  contents = withoutNulls (
+    cfg.settings
+    // {
+      sandboxes = cfg.settings.sandboxes // { agent = "${cfg.package}/bin/choir-sandbox"; } // made;
+      providers = cfg.settings.providers // {
+        secrets_dir = "/run/credentials/choir-hypervisor.service";
+      };
+    }
+  );
+  unchecked = (pkgs.formats.toml { }).generate "hypervisor.toml" contents;
+  # Building the system fails where starting it would.
+  checked = pkgs.runCommand "hypervisor.toml" { } ''
+    ${cfg.package}/bin/choir-hypervisor --config ${unchecked} check-config
+    cp ${unchecked} "$out"
+  '';
+
+  # A stack of layers becomes one plain tree. The present and the last one stay.
+  makeImage = pkgs.writeShellScript "make-image" ''
+    set -eu
+    PATH=${lib.makeBinPath [ pkgs.coreutils pkgs.findutils pkgs.gnutar pkgs.jq ]}
+    out=${state}/image
+    rm -rf "$out"/work.*
+    work=$(mktemp -d "$out/work.XXXXXX")
+    trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
+    mkdir "$work/layers" "$work/tree"
+    ${toString cfg.image} | tar --extract --directory="$work/layers"
+    jq --raw-output '.[0].Layers[]' "$work/layers/manifest.json" | while read -r layer; do
+      tar --extract --preserve-permissions --numeric-owner --file="$work/layers/$layer" --directory="$work/tree"
+    done
+    tar --create --sort=name --mtime=@1 --numeric-owner --file="$work/default.tar" --directory="$work/tree" .
+    chmod 0644 "$work/default.tar"
+    (cd "$work" && sha256sum default.tar) > ${archive}.sha256
+    mv "$work/default.tar" ${archive}
+    find "$out" -name 'default-*.tar' -printf '%T@ %p\n' | sort --numeric-sort --reverse | tail -n +3 |
+      while read -r _ old; do rm -f "$old" "$old.sha256"; done
+  '';
+  makeDisk = pkgs.writeShellScript "make-disk" ''
+    set -eu
+    disk=${state}/volumes.btrfs
+    # Under another name until it is whole: what has the name is mounted, not made again.
+    ${pkgs.coreutils}/bin/install -m 0600 /dev/null "$disk.partial"
+    ${pkgs.coreutils}/bin/truncate --size=${cfg.data.fileSize} "$disk.partial"
+    ${pkgs.btrfs-progs}/bin/mkfs.btrfs --quiet --force "$disk.partial"
+    ${pkgs.coreutils}/bin/mv "$disk.partial" "$disk"
+  '';
+  keepGenerations = pkgs.writeShellScript "keep-generations" ''
+    set -eu
+    ${config.nix.package}/bin/nix-env --profile /nix/var/nix/profiles/system --delete-generations +${toString cfg.generations}
+    ${config.nix.package}/bin/nix-collect-garbage
+  '';
+
+  programs = [
+    "choir-hypervisor"
+    "choir-volumes"
+  ];
+  program = name: {
+    inherit name;
+    path = "${cfg.package}/bin/${name}";
+  };
+  places = {
+    bin = "${cfg.package}/bin";
+    config = "${checked}";
+    containers_conf = "${pkgs.writeText "containers.conf" (builtins.readFile ../../deploy/debian/containers.conf)}";
+    id = "${pkgs.coreutils}/bin/id";
+    image = archive;
+    libexec = "${pkgs.linkFarm "choir-libexec" (
+      map program programs
+      ++ lib.optional (cfg.image != null) {
+        name = "make-image";
+        path = makeImage;
+      }
+    )}";
+    podman = "${pkgs.podman}/bin/podman";
+    sh = "${pkgs.runtimeShell}";
+    systemctl = "${config.systemd.package}/bin/systemctl";
+    url = cfg.settings.control.origin;
+  };
+
+  alerted = [
+    "choir-backup.service"
+    "choir-doctor.service"
+    "choir-drill.service"
+    "choir-hypervisor.service"
+    "choir-image.service"
+    "choir-volumes.service"
+  ];
+  onFailure = lib.genAttrs alerted (_: { Unit.OnFailure = "choir-alert@%n.service"; });
+  token = name: { ${name}.Service.LoadCredential = "token:${cfg.operatorTokenFile}"; };
+  required = lib.mapAttrsToList (name: file: "${name}:${file}") cfg.secrets.required;
+  credentials."choir-hypervisor.service".Service.LoadCredential = [
+    "secrets:${cfg.secrets.directory}"
+  ]
+  ++ required;
+  changes = lib.foldl' lib.recursiveUpdate { } (
+    lib.optional (cfg.secrets.required != { } || cfg.secrets.directory != "/etc/choir/secrets") credentials
+    ++ lib.optionals (cfg.operatorTokenFile != null) (
+      map token [
+        "choir-drill.service"
+        "choir-doctor.service"
+      ]
+    )
+    ++ lib.optional (cfg.alert.command != null) onFailure
+  );
+  units = import ../units.nix { inherit places changes; };
+
+  # What cannot work is not there; what waits for its operator on Debian is switched on by an option here.
+  wanted = {
+    choir-backup = cfg.backup.enable;
+    choir-doctor = cfg.doctor.enable;
+    choir-drill = cfg.drill.enable;
+    choir-image = cfg.image != null;
+  };
+  present = lib.filterAttrs (name: _: wanted.${name} or true);
+in
+{
+  config = lib.mkIf cfg.enable {
+    systemd.sockets = units.system.sockets;
+    systemd.timers = present units.system.timers // {
+      choir-generations = {
+        unitConfig.Description = "Weekly removal of old generations of the system";
+        timerConfig = {
+          OnCalendar = "Sat 05:00";
+          Persistent = "yes";
+        };
+        wantedBy = [ "timers.target" ];
+      };
+    };
+    systemd.mounts = lib.optionals (cfg.data.device == null) units.system.mounts;
+    systemd.services = lib.mkMerge [
+      (present units.system.services)
+      {
+        # Started again in one step: its socket stays open, and nobody is refused meanwhile.
+        choir-hypervisor.stopIfChanged = false;
+        choir-volumes.stopIfChanged = false;
+        choir-generations = {
+          unitConfig.Description = "Removal of all but the newest generations of the system";
+          serviceConfig = {
+            Type = "oneshot";
+            ExecStart = "${keepGenerations}";
+          };
+        };
+      }
+      (lib.mkIf (cfg.data.device == null) {
+        choir-disk = {
+          unitConfig = {
+            Description = "Disk of ChoirOS sandboxes in a file, made once";
+            ConditionPathExists = "!${state}/volumes.btrfs";
+            Before = "var-lib-choir-volumes.mount";
+          };
+          serviceConfig = {
+            Type = "oneshot";
+            ExecStart = "${makeDisk}";
+          };
+          requiredBy = [ "var-lib-choir-volumes.mount" ];
+        };
+      })
+      (lib.mkIf (cfg.alert.command != null) {
+        "choir-alert@" = {
+          unitConfig.Description = "Word to the operator of ChoirOS that %i failed";
+          serviceConfig = {
+            Type = "oneshot";
+            ExecStart = "${lib.escapeShellArgs cfg.alert.command} %i";
+          };
+        };
+      })
+    ];
+
+    systemd.user.sockets = units.user.sockets;
+    systemd.user.services = lib.mkMerge [
+      units.user.services
+      # Podman looks for the programs there that give it its ids.
+      { choir-podman.path = [ "/run/wrappers" ]; }
+    ];
+
+    systemd.tmpfiles.rules = units.tmpfiles ++ [
+      "d ${state} 0755 root root -"
+      "d ${state}/hypervisor 0700 choir choir -"
+      "d ${state}/backups 0700 choir choir -"
+      "d ${state}/podman 0700 choir-sandbox choir-sandbox -"
+      "d ${state}/volumes 0711 root root -"
+      "d ${cfg.secrets.directory} 0700 root root -"
+    ];
+    # For its owner to read, and for choir-hypervisor's own commands.
+    environment.etc."choir/hypervisor.toml".source = checked;
+  };
+}
