@@ -7,55 +7,9 @@
 }:
 let
   cfg = config.services.choir;
-  isSet = value: value != null && value != { };
-  # What is null is not in the file, whatever depth it is at.
-  withoutNulls =
-    value:
-    if builtins.isAttrs value then
-      lib.filterAttrs (_: isSet) (builtins.mapAttrs (_: withoutNulls) value)
-    else
-      value;
+  inherit (import ./places.nix { inherit config lib pkgs; }) places checked;
 
   state = "/var/lib/choir";
-  # The release is called after this file, so that another image is another release.
-  archive = "${state}/image/default-${builtins.substring 11 32 "${cfg.image}"}.tar";
-  made = lib.optionalAttrs (cfg.image != null) { default_image = archive; };
-  contents = withoutNulls (
-    cfg.settings
-    // {
-      sandboxes = cfg.settings.sandboxes // { agent = "${cfg.package}/bin/choir-sandbox"; } // made;
-      providers = cfg.settings.providers // {
-        secrets_dir = "/run/credentials/choir-hypervisor.service";
-      };
-    }
-  );
-  unchecked = (pkgs.formats.toml { }).generate "hypervisor.toml" contents;
-  # Building the system fails where starting it would.
-  checked = pkgs.runCommand "hypervisor.toml" { } ''
-    ${cfg.package}/bin/choir-hypervisor --config ${unchecked} check-config
-    cp ${unchecked} "$out"
-  '';
-
-  # A stack of layers becomes one plain tree. The present and the last one stay.
-  makeImage = pkgs.writeShellScript "make-image" ''
-    set -eu
-    PATH=${lib.makeBinPath [ pkgs.coreutils pkgs.findutils pkgs.gnutar pkgs.jq ]}
-    out=${state}/image
-    rm -rf "$out"/work.*
-    work=$(mktemp -d "$out/work.XXXXXX")
-    trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
-    mkdir "$work/layers" "$work/tree"
-    ${toString cfg.image} | tar --extract --directory="$work/layers"
-    jq --raw-output '.[0].Layers[]' "$work/layers/manifest.json" | while read -r layer; do
-      tar --extract --preserve-permissions --numeric-owner --file="$work/layers/$layer" --directory="$work/tree"
-    done
-    tar --create --sort=name --mtime=@1 --numeric-owner --file="$work/default.tar" --directory="$work/tree" .
-    chmod 0644 "$work/default.tar"
-    (cd "$work" && sha256sum default.tar) > ${archive}.sha256
-    mv "$work/default.tar" ${archive}
-    find "$out" -name 'default-*.tar' -printf '%T@ %p\n' | sort --numeric-sort --reverse | tail -n +3 |
-      while read -r _ old; do rm -f "$old" "$old.sha256"; done
-  '';
   makeDisk = pkgs.writeShellScript "make-disk" ''
     set -eu
     disk=${state}/volumes.btrfs
@@ -70,33 +24,6 @@ let
     ${config.nix.package}/bin/nix-env --profile /nix/var/nix/profiles/system --delete-generations +${toString cfg.generations}
     ${config.nix.package}/bin/nix-collect-garbage
   '';
-
-  programs = [
-    "choir-hypervisor"
-    "choir-volumes"
-  ];
-  program = name: {
-    inherit name;
-    path = "${cfg.package}/bin/${name}";
-  };
-  places = {
-    bin = "${cfg.package}/bin";
-    config = "${checked}";
-    containers_conf = "${pkgs.writeText "containers.conf" (builtins.readFile ../../deploy/debian/containers.conf)}";
-    id = "${pkgs.coreutils}/bin/id";
-    image = archive;
-    libexec = "${pkgs.linkFarm "choir-libexec" (
-      map program programs
-      ++ lib.optional (cfg.image != null) {
-        name = "make-image";
-        path = makeImage;
-      }
-    )}";
-    podman = "${pkgs.podman}/bin/podman";
-    sh = "${pkgs.runtimeShell}";
-    systemctl = "${config.systemd.package}/bin/systemctl";
-    url = cfg.settings.control.origin;
-  };
 
   alerted = [
     "choir-backup.service"

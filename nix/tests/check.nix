@@ -1,7 +1,7 @@
 # The tests of the module as a check of the flake, on the library of nixpkgs. They are done when this is evaluated.
 { pkgs }:
 let
-  result = import ./default.nix { inherit (pkgs) lib; };
+  result = import ./run.nix { inherit (pkgs) lib; };
   names = map (test: test.name) result.failed;
 in
 if names == [ ] then

@@ -1,10 +1,8 @@
 # What `cargo xtask test` compares with the other readers of the same files. `units` are the unit files that the module
 # makes, as text, with the places that it filled in: `cargo xtask units` must write the same. `settings` is a
 # configuration file with every key that there is: choir-hypervisor must know them all.
-{
-  lib ? import ./library.nix,
-}:
 let
+  lib = import ./library.nix;
   evaluated = import ./evaluated.nix { inherit lib; };
   inherit (builtins) attrNames concatStringsSep map;
   config = evaluated.of {
@@ -114,7 +112,14 @@ in
     ]
     ++ mounts
   );
-  inherit (plain.services.choir) places;
+  inherit
+    (import ../module/places.nix {
+      config = plain;
+      inherit lib;
+      pkgs = evaluated.packages;
+    })
+    places
+    ;
   tmpfiles = plain.systemd.tmpfiles.rules;
   settings = builtins.fromJSON (
     builtins.head (

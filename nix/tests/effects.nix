@@ -245,12 +245,14 @@ in
       {
         inherit ((file config).sandboxes) default_image;
         made = config.systemd.services ? choir-image;
+        runs = lib.hasInfix "choir-hypervisor" (hypervisor config).serviceConfig.ExecStart;
       };
   } {
     made = "!${image}";
     own = {
       default_image = "/srv/own.tar";
       made = false;
+      runs = true;
     };
   })
   (test "generations are kept by count, in the boot menu and in the store" (
@@ -272,6 +274,13 @@ in
     own = 7;
     runs = [ "timers.target" ];
   })
+  (test "every key of the file is among those that choir-hypervisor is asked about" (
+    let
+      keys = builtins.mapAttrs (_: names) (removeAttrs plain.services.choir.settings [ "providers" ]);
+    in
+    # The agent is the package's.
+    keys // { sandboxes = builtins.filter (name: name != "agent") keys.sandboxes; }
+  ) (builtins.mapAttrs (_: names) (removeAttrs (import ./every-setting.nix) [ "providers" ])))
   (test "the journal has a bound" plain.environment.etc."systemd/journald.conf.d/50-choir.conf".text ''
     [Journal]
     SystemMaxUse=1G
