@@ -39,7 +39,7 @@
   make = [ "gnumake" ];
   nano = [ "nano" ];
   openssh-client = [ "openssh" ];
-  patch = [ "patch" ];
+  patch = [ "gnupatch" ];
   ripgrep = [ "ripgrep" ];
   rsync = [ "rsync" ];
   tmux = [ "tmux" ];
@@ -55,7 +55,7 @@
     "gnumake"
   ];
   "cargo-web | cargo" = [ "cargo" ];
-  libssl-dev = [ "openssl" ];
+  libssl-dev = [ "openssl.dev" ];
   nodejs = [ "nodejs" ];
   # Comes with nodejs.
   npm = [ ];

@@ -3,26 +3,26 @@
 { pkgs, module }:
 pkgs.testers.runNixOSTest {
   name = "choir";
-  nodes.box =
-    { pkgs, ... }:
-    {
-      imports = [ module ];
-      virtualisation = {
-        cores = 2;
-        memorySize = 4096;
-        diskSize = 16384;
-      };
-      services.choir = {
-        enable = true;
-        data.fileSize = "8G";
-        # Of a key that is in no use anywhere else.
-        settings.backup.recipients = [ "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p" ];
-        backup.enable = true;
-      };
-      environment.systemPackages = [ pkgs.jq ];
-      # A second generation, to go back from.
-      specialisation.next.configuration.services.choir.settings.log.level = "debug";
+  nodes.box = {
+    imports = [ module ];
+    virtualisation = {
+      cores = 2;
+      memorySize = 4096;
+      diskSize = 16384;
     };
+    services.choir = {
+      enable = true;
+      data.fileSize = "8G";
+      settings.backup.recipients = [ "age1praw4k9u5wx2cptum38elepzv6kfjk8dsu4f8dltvcd5mrefl5ssjzamw0" ];
+      backup.enable = true;
+    };
+    # Made for this test; nothing else was ever encrypted to it.
+    environment.etc."identity".text = ''
+      AGE-SECRET-KEY-1AZ95W9Q6323M2DVPQWPYMX43SP60E3VZAA4RDL5739U920E5F0RQTK0GAG
+    '';
+    # A second generation, to go back from.
+    specialisation.next.configuration.services.choir.settings.log.level = "debug";
+  };
   testScript = ''
     url = "http://localhost:9090"
 
@@ -60,9 +60,11 @@ pkgs.testers.runNixOSTest {
         ready()
         box.succeed("choir-hypervisor fsck >&2")
 
-    with subtest("a backup is written, encrypted"):
+    with subtest("a backup is written, encrypted, and comes back"):
         box.succeed("systemctl start choir-backup.service")
         box.succeed("head -c 21 /var/lib/choir/backups/*.age | grep age-encryption.org")
+        box.succeed("choir-hypervisor restore /var/lib/choir/backups/*.age --into /tmp/back --identity /etc/identity")
+        box.succeed("test -s /tmp/back/choir.db")
 
     with subtest("a newer generation and back"):
         box.succeed("/run/current-system/specialisation/next/bin/switch-to-configuration test >&2")

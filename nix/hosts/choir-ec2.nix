@@ -1,21 +1,6 @@
 # The box of deploy/aws: the official NixOS image on EC2, with the data volume that choir.yaml attaches as /dev/sdf.
 # Replace the names that end in `example` and the address before the first switch.
-{
-  modulesPath,
-  pkgs,
-  ...
-}:
-let
-  sendMemory = pkgs.writeShellApplication {
-    name = "choir-aws-memory";
-    runtimeInputs = [
-      pkgs.curl
-      pkgs.gawk
-      pkgs.jq
-    ];
-    text = builtins.readFile ../../deploy/aws/choir-aws-memory;
-  };
-in
+{ modulesPath, pkgs, ... }:
 {
   imports = [ "${modulesPath}/virtualisation/amazon-image.nix" ];
 
@@ -49,11 +34,16 @@ in
 
   # The alarm on memory in choir.yaml counts a minute without a number as one without memory.
   systemd.services.choir-aws-memory = {
+    path = [
+      pkgs.curl
+      pkgs.gawk
+      pkgs.jq
+    ];
     unitConfig.Description = "The host's memory for the alarm of CloudWatch";
     serviceConfig = {
       Type = "oneshot";
       DynamicUser = "yes";
-      ExecStart = "${sendMemory}/bin/choir-aws-memory";
+      ExecStart = "${pkgs.runtimeShell} ${../../deploy/aws/choir-aws-memory}";
     };
   };
   systemd.timers.choir-aws-memory = {

@@ -166,6 +166,12 @@ const PACKAGES: &[Package] = &[
         "keeps the Python packages of the AWS stack's tests apart",
     ),
     package(Purpose::Test, "shellcheck", "shellcheck", "reads our shell scripts"),
+    package(
+        Purpose::Test,
+        "nix-bin",
+        "nix-instantiate",
+        "evaluates the NixOS module in its tests",
+    ),
     package(Purpose::Test, "curl", "curl", "sends the AWS host's memory in its test"),
     package(Purpose::Test, "jq", "jq", "reads the AWS host's keys in its test"),
     package(Purpose::Bench, "wrk", "wrk", "makes the benchmarks' load"),

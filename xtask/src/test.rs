@@ -4,6 +4,7 @@
 mod aws;
 #[cfg(test)]
 mod builds;
+mod nix;
 mod runner;
 mod scripts;
 
@@ -22,6 +23,9 @@ use crate::{binaries, command, image, tidy};
 
 /// Tests that drive the shipped programs, Podman and a browser.
 const END_TO_END: &str = "choir-e2e";
+
+/// Where the programs are built for the tests, below the target directory.
+const PROGRAMS: &str = "test-bin";
 
 #[derive(Args)]
 pub struct Options {
@@ -72,6 +76,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if let Err(error) = tests(options, &workspace, &mut report) {
         report.failed("tests", &error);
     }
+    if options.fast {
+        report.skip(
+            "nix",
+            "--fast installs no Nix, so the module and the flakes were not evaluated",
+        );
+    } else {
+        nix::run(&workspace, &workspace.target_directory.join(PROGRAMS), &mut report);
+    }
     report.print();
     Ok(if report.counts.failed == 0 {
         ExitCode::SUCCESS
@@ -100,7 +112,7 @@ fn tests(options: &Options, workspace: &Workspace, report: &mut Report) -> Resul
     let skip_log = target.join("test-skips.log");
     fs::create_dir_all(target)?;
     fs::write(&skip_log, "").with_context(|| format!("cannot write {}", skip_log.display()))?;
-    let binaries = target.join("test-bin");
+    let binaries = target.join(PROGRAMS);
     report.phase("programs", || {
         binaries::build_faulty(workspace, &binaries)?;
         binaries::build(workspace, false, &binaries)

@@ -46,9 +46,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Each file's text by its name below the root.
+pub fn texts(places: &[(&str, &str)]) -> Result<BTreeMap<PathBuf, String>> {
+    Units::read()?.render(places)
+}
+
 /// Writes every file below `root`, and returns their names.
 pub fn write(root: &Path, places: &[(&str, &str)]) -> Result<Vec<PathBuf>> {
-    let files = Units::read()?.render(places)?;
+    let files = texts(places)?;
     for (name, text) in &files {
         let file = root.join(name);
         let directory = file.parent().context("a unit file has a directory")?;
@@ -99,7 +104,6 @@ impl Units {
         serde_json::from_str(SOURCE).context("deploy/units.json cannot be read")
     }
 
-    /// Each file's text by its name below the root.
     fn render(&self, places: &[(&str, &str)]) -> Result<BTreeMap<PathBuf, String>> {
         let mut files = BTreeMap::new();
         for (directory, units) in [("system", &self.system), ("user", &self.user)] {
