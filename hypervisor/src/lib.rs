@@ -20,6 +20,7 @@ pub mod gate;
 pub mod grants;
 pub mod health;
 pub mod keys;
+mod manager;
 pub mod pages;
 pub mod places;
 pub mod pressure;

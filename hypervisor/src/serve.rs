@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use choir_broker::AddressPolicy;
-use choir_proxy::{Answers, Bounds, Forwarder, Server};
+use choir_proxy::{Answers, Bounds, Forwarder, Pulse, Server};
 use choir_runtime::{Podman, PodmanOptions, Process, Runtime, Volumes, VolumesClient};
 use choir_store::Store;
 use jiff::SignedDuration;
@@ -26,6 +26,7 @@ use crate::egress::{Deps, Gateway, Outside};
 use crate::events::Events;
 use crate::gate::Gatekeeper;
 use crate::keys::{self, Keys};
+use crate::manager::Manager;
 use crate::places;
 use crate::prove::Searches;
 use crate::providers::Providers;
@@ -201,6 +202,7 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let listeners = listeners(&config)?;
+    let manager = Arc::new(Manager::of_environment());
     let parts = Parts {
         runtime: runtime(&config)?,
         volumes: Arc::new(VolumesClient::new(config.sandboxes.volumes_socket.clone())),
@@ -210,6 +212,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let app = compose(config.clone(), parts).await?;
     let stop = app.stopping.clone();
+    let pulse = Arc::new(Pulse::default());
     let server = Arc::new(Server {
         bounds: Bounds {
             connections: places::most_connections(),
@@ -221,6 +224,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         gate: Gatekeeper::new(app.clone()),
         forwarder: app.forwarder.clone(),
         answers: app.answers.clone(),
+        pulse: pulse.clone(),
     });
     let served = CancellationToken::new();
     let anchoring = tokio::spawn(audit::anchor(app.store.clone(), served.clone()));
@@ -234,8 +238,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tokio::spawn(app.clone().mind_memory(stop.clone()));
     tokio::spawn(app.clone().keep_snapshots(stop.clone()));
     let serving = tokio::spawn(server.serve(listeners, stop.clone()));
+    // Who is told that it serves may tell it to stop at once.
+    let told_to_stop = told_to_stop()?;
+    manager.ready();
+    tokio::spawn(manager.clone().vouch(app.store.clone(), pulse, stop.clone()));
     tokio::spawn(settle(app.clone(), stop.clone()));
-    wait_for_signal().await?;
+    told_to_stop.await;
+    manager.stopping();
     tracing::info!("stopping: requests under way are finished, sandboxes keep running");
     stop.cancel();
     serving.await?;
@@ -358,12 +367,14 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
+/// Catches SIGTERM and SIGINT from now on, and ends at the first.
+fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
 }

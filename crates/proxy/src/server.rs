@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use crate::answer::{self, Answers, Refusal};
 use crate::forward::{Face, Forwarder, Via};
 use crate::pace::PacedIo;
+use crate::pulse::Pulse;
 use crate::route::{Admission, Control, Gate, Peer};
 use crate::{Body, head, site};
 
@@ -71,6 +72,8 @@ pub struct Server<C, G> {
     pub gate: G,
     pub forwarder: Arc<Forwarder>,
     pub answers: Arc<Answers>,
+    /// Felt while connections are accepted, also while every place is taken: a flood is not taken for a death.
+    pub pulse: Arc<Pulse>,
 }
 
 /// A client's connection as hyper holds it.
@@ -113,6 +116,7 @@ impl<C: Control, G: Gate> Server<C, G> {
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener, doors: Doors) {
+        let mut heart = self.pulse.join();
         let mut failing = false;
         loop {
             let accepted = async {
@@ -122,6 +126,7 @@ impl<C: Control, G: Gate> Server<C, G> {
             };
             let (place, accepted) = tokio::select! {
                 () = doors.stop.cancelled() => return,
+                () = heart.beat() => continue,
                 Some(next) = accepted => next,
             };
             match accepted {

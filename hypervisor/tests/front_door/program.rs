@@ -370,3 +370,45 @@ async fn on_a_full_disk_people_stay_signed_in_what_needs_a_row_answers_503_and_r
     let (whole, said) = place.verify(None);
     assert!(whole, "{said}");
 }
+
+/// As under a unit of `Type=notify` with `WatchdogSec`.
+#[tokio::test]
+async fn the_program_tells_who_started_it_that_it_serves_that_it_is_alive_and_that_it_stops() {
+    let port = free_port();
+    let place = Place::serving(port);
+    let manager = std::os::unix::net::UnixDatagram::bind(place.path("notify")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let next = || {
+        let mut text = [0; 64];
+        let length = manager.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    };
+    let mut command = place.command("serve");
+    command
+        .env("NOTIFY_SOCKET", place.path("notify"))
+        .env("WATCHDOG_USEC", "400000");
+    let mut running = Running {
+        child: command.stderr(Stdio::null()).spawn().unwrap(),
+        address: (Ipv4Addr::LOCALHOST, port).into(),
+    };
+    assert_eq!(next(), "READY=1");
+    std::net::TcpStream::connect(running.address).expect("what is ready takes connections");
+    assert_eq!([next(), next()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    running.stop();
+    let last = std::iter::repeat_with(next).find(|told| told != "WATCHDOG=1");
+    assert_eq!(last.as_deref(), Some("STOPPING=1"));
+    // The control: a process whose watchdog is another's is not asked for signs of life.
+    let mut command = place.command("serve");
+    command
+        .env("NOTIFY_SOCKET", place.path("notify"))
+        .env("WATCHDOG_USEC", "20000");
+    command.env("WATCHDOG_PID", std::process::id().to_string());
+    let mut running = Running {
+        child: command.stderr(Stdio::null()).spawn().unwrap(),
+        address: (Ipv4Addr::LOCALHOST, port).into(),
+    };
+    assert_eq!(next(), "READY=1");
+    running.answers().await;
+    running.stop();
+    assert_eq!(next(), "STOPPING=1");
+}

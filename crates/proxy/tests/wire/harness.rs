@@ -9,8 +9,8 @@ use std::time::Duration;
 use choir_core::{Door, Generation, Hosts, SandboxHost, SandboxId, Slot};
 use choir_proxy::route::BoxFuture;
 use choir_proxy::{
-    Activity, Admission, Answers, Body, Bounds, Control, Dial, Forwarder, Gate, Io, Peer, Route, Server, Visitor,
-    cookies,
+    Activity, Admission, Answers, Body, Bounds, Control, Dial, Forwarder, Gate, Io, Peer, Pulse, Route, Server,
+    Visitor, cookies,
 };
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
@@ -189,6 +189,7 @@ pub struct World {
     pub forwarder: Arc<Forwarder>,
     pub gate: GateParts,
     pub clock: Arc<AtomicU64>,
+    pub pulse: Arc<Pulse>,
     pub stop: CancellationToken,
     pub served: tokio::task::JoinHandle<()>,
 }
@@ -241,6 +242,7 @@ pub async fn world_with(sandbox: Arc<Recorder>, bounds: Bounds, trusted: &[&str]
         live: gate.live.clone(),
         visitor,
     };
+    let pulse = Arc::new(Pulse::default());
     let server = Arc::new(Server {
         bounds,
         hosts: Hosts::new("localhost", "localhost", Some(9090)),
@@ -249,6 +251,7 @@ pub async fn world_with(sandbox: Arc<Recorder>, bounds: Bounds, trusted: &[&str]
         gate,
         forwarder: forwarder.clone(),
         answers,
+        pulse: pulse.clone(),
     });
     let stop = CancellationToken::new();
     let served = tokio::spawn(server.serve(vec![listener], stop.clone()));
@@ -258,6 +261,7 @@ pub async fn world_with(sandbox: Arc<Recorder>, bounds: Bounds, trusted: &[&str]
         forwarder,
         gate: parts,
         clock,
+        pulse,
         stop,
         served,
     }

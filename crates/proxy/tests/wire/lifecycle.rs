@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use choir_proxy::Bounds;
+use choir_proxy::{Bounds, Pulse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::*;
@@ -237,6 +237,18 @@ async fn connections_beyond_the_cap_wait_and_are_served_in_turn() {
     waiting.write_all(good("/waiting").as_bytes()).await.unwrap();
     // Whoever is served first is served while the other two are still open.
     assert!(!world.sandbox.text().contains("/waiting"));
+    assert!(world.pulse.is_felt().await, "a full house is not a dead one");
     drop(held);
     assert_eq!(status(&response(&mut waiting).await), 200);
+}
+
+#[tokio::test]
+async fn the_pulse_is_felt_while_connections_are_accepted_and_not_before_nor_after() {
+    assert!(!Pulse::default().is_felt().await);
+    let world = world(plain).await;
+    assert_eq!(status(&world.get(LIVE, &[COOKIE]).await), 200);
+    assert!(world.pulse.is_felt().await);
+    world.stop.cancel();
+    world.served.await.unwrap();
+    assert!(!world.pulse.is_felt().await);
 }

@@ -113,6 +113,7 @@ impl Served {
             gate: Gatekeeper::new(app.clone()),
             forwarder: app.forwarder.clone(),
             answers: app.answers.clone(),
+            pulse: Arc::default(),
         });
         let stop = CancellationToken::new();
         tokio::spawn(server.serve(vec![listener], stop.clone()));
