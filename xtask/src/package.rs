@@ -19,6 +19,7 @@ const FILES: &[(&str, &str, u32)] = &[
     ("deploy/debian/containers.conf", "usr/lib/choir/containers.conf", 0o644),
     ("deploy/debian/make-image", "usr/lib/choir/make-image", 0o755),
     ("deploy/debian/policy-rc.d", "usr/share/choir/image/policy-rc.d", 0o755),
+    ("deploy/box", "usr/sbin/choir-box", 0o755),
     (
         "sandbox/image/customize.sh",
         "usr/share/choir/image/customize.sh",
@@ -156,6 +157,7 @@ fn make_plain(directory: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::os::unix::process::CommandExt;
 
     use super::*;
 
@@ -275,6 +277,36 @@ mod tests {
         let bad = tempfile::NamedTempFile::new().unwrap();
         fs::write(bad.path(), "#!/bin/sh\nrm $1\n").unwrap();
         assert!(command::capture(Command::new("shellcheck").arg(bad.path())).is_err());
+    }
+
+    /// `deploy/box`, without root's rights where the test has them.
+    fn choir_box(arguments: &[&str]) -> (Option<i32>, String) {
+        let script = fs::read_to_string(repository().join("deploy/box")).unwrap();
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &script, "choir-box"])
+            .args(arguments)
+            .current_dir("/");
+        if rustix::process::geteuid().is_root() {
+            command.uid(65_534);
+        }
+        let output = command.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    }
+
+    #[test]
+    fn choir_box_explains_itself_to_anybody_and_works_for_root_only() {
+        let (code, help) = choir_box(&["--help"]);
+        assert_eq!(code, Some(0), "{help}");
+        for verb in ["install", "upgrade", "down", "up", "status", "uninstall"] {
+            assert!(help.contains(&format!("\n  {verb} ")), "{help}");
+            assert_eq!(choir_box(&[verb, "--help"]), (Some(0), help.clone()));
+            let (code, refused) = choir_box(&[verb]);
+            assert!(code == Some(1) && refused.contains("only root"), "{verb}: {refused}");
+            assert_eq!(refused.lines().count(), 1, "{refused}");
+        }
+        assert_eq!(choir_box(&["reinstall"]), (Some(2), help));
     }
 
     #[test]
