@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::downloads::Downloads;
 use crate::egress::Outside;
 use crate::events::Events;
 use crate::prove::Searches;
@@ -61,6 +62,7 @@ pub struct App {
     /// Whose snapshots go out of the box, or come to it.
     pub carrying: Arc<Carrying>,
     pub metrics_token: Option<String>,
+    pub downloads: Downloads,
 }
 
 impl App {

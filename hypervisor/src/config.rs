@@ -29,6 +29,7 @@ pub struct Config {
     pub backup: Backup,
     pub audit: Audit,
     pub metrics: Metrics,
+    pub downloads: DownloadsConfig,
     pub log: Log,
 }
 
@@ -142,6 +143,13 @@ pub struct Audit {
 pub struct Metrics {
     /// A file with the token that lets peers other than loopback read `/metrics`.
     pub token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DownloadsConfig {
+    /// The directory of programs that everybody may download at `/download`; none where missing.
+    pub dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

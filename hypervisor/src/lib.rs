@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod deployments;
+pub mod downloads;
 pub mod egress;
 pub mod error;
 pub mod events;

@@ -15,7 +15,8 @@ use crate::auth::extract::PeerAddr;
 use crate::auth::{self, Route};
 use crate::error::ApiError;
 use crate::{
-    admin, deployments, events, grants, health, pages, prove, providers, releases, secrets, snapshots, workspaces,
+    admin, deployments, downloads, events, grants, health, pages, prove, providers, releases, secrets, snapshots,
+    workspaces,
 };
 
 /// The most a JSON body may have, in bytes. The sandbox API streams and is not bound by it.
@@ -37,6 +38,7 @@ pub fn tables() -> Vec<&'static [Route]> {
         grants::routes::ROUTES,
         providers::routes::ROUTES,
         prove::routes::ROUTES,
+        downloads::ROUTES,
     ]
 }
 
@@ -51,6 +53,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .merge(prove::routes::router())
         .route_layer(middleware::from_fn_with_state(app.clone(), after_take_over))
         .merge(health::router())
+        .merge(downloads::router())
         .merge(events::routes::router())
         .merge(secrets::routes::router())
         .merge(grants::routes::router())

@@ -22,6 +22,7 @@ use crate::audit;
 use crate::auth::{Auth, AuthDeps, RegistrationMode};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Registration, RuntimeKind};
+use crate::downloads::Downloads;
 use crate::egress::{Deps, Gateway, Outside};
 use crate::events::Events;
 use crate::gate::Gatekeeper;
@@ -119,6 +120,7 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
         diffs: Arc::new(Semaphore::new(snapshots::DIFFS_AT_ONCE)),
         carrying: Arc::default(),
         metrics_token,
+        downloads: Downloads::of(config.downloads.dir.as_deref()),
         config,
     }))
 }

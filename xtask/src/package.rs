@@ -42,7 +42,14 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("choir-hypervisor", "usr/lib/choir/choir-hypervisor"),
     ("choir-sandbox", "usr/lib/choir/choir-sandbox"),
     ("choir-volumes", "usr/lib/choir/choir-volumes"),
+    // Once more, for other machines to download: links are not followed there.
+    ("choir", DOWNLOAD),
 ];
+
+#[cfg(target_arch = "x86_64")]
+const DOWNLOAD: &str = "usr/share/choir/downloads/choir-linux-x86_64";
+#[cfg(not(target_arch = "x86_64"))]
+const DOWNLOAD: &str = "usr/share/choir/downloads/choir-linux-aarch64";
 
 /// What its owner may change, and keeps over an upgrade.
 const CONFFILES: &str = "/etc/choir/hypervisor.toml\n";

@@ -233,6 +233,7 @@ fn tokens(account: &Account<'_>) -> Markup {
     html! {
         section aria-labelledby="tokens" {
             h2 #tokens { "API tokens" }
+            p.help { "For " a href="/download" { "the command line" } " and other programs." }
             ul {
                 @for token in &account.tokens {
                     li {

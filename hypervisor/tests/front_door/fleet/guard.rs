@@ -18,6 +18,9 @@ const FOR_STRANGERS: &[&str] = &[
     "GET /readyz",
     "GET /metrics",
     "GET /assets/{file}",
+    // The public program; who wants to sign in with it has no token yet.
+    "GET /download",
+    "GET /download/{file}",
     "GET /login",
     "GET /register",
     "GET /recover",

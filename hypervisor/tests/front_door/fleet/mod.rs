@@ -6,6 +6,7 @@ mod audit;
 mod backup;
 mod clear;
 mod deadline;
+mod downloads;
 mod egress;
 mod events;
 mod guard;
