@@ -46,6 +46,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("choir", DOWNLOAD),
 ];
 
+/// Where the hypervisor finds what it offers for download.
+const DOWNLOADS: &str = "usr/share/choir/downloads";
+
 #[cfg(target_arch = "x86_64")]
 const DOWNLOAD: &str = "usr/share/choir/downloads/choir-linux-x86_64";
 #[cfg(not(target_arch = "x86_64"))]
@@ -59,6 +62,9 @@ pub struct Options {
     /// Where the package goes [default: target/package]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// More programs that the box offers for download, each named choir-SYSTEM-MACHINE
+    #[arg(long, value_name = "DIR")]
+    downloads: Option<PathBuf>,
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
@@ -73,13 +79,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     };
     let programs = out.join("programs");
     binaries::build_static(&workspace, &programs)?;
-    let package = pack(&workspace.workspace_root, &programs, &out)?;
+    let package = pack(&workspace.workspace_root, &programs, options.downloads.as_deref(), &out)?;
     println!("{}", package.display());
     Ok(ExitCode::SUCCESS)
 }
 
 /// Packs the programs in a directory; returns the package, which is put into `out`.
-fn pack(repository: &Path, programs: &Path, out: &Path) -> Result<PathBuf> {
+fn pack(repository: &Path, programs: &Path, downloads: Option<&Path>, out: &Path) -> Result<PathBuf> {
     let tree = out.join("tree");
     if tree.exists() {
         fs::remove_dir_all(&tree).with_context(|| format!("cannot clear {}", tree.display()))?;
@@ -87,6 +93,14 @@ fn pack(repository: &Path, programs: &Path, out: &Path) -> Result<PathBuf> {
     for (from, to, mode) in FILES {
         put(&repository.join(from), &tree.join(to), *mode)?;
     }
+    if let Some(directory) = downloads {
+        let cannot = || format!("cannot read {}", directory.display());
+        for entry in fs::read_dir(directory).with_context(cannot)? {
+            let entry = entry.with_context(cannot)?;
+            put(&entry.path(), &tree.join(DOWNLOADS).join(entry.file_name()), 0o755)?;
+        }
+    }
+    // After the others: the program of this machine is the one that is packed.
     for (program, to) in PROGRAMS {
         put(&programs.join(program), &tree.join(to), 0o755)?;
     }
@@ -183,7 +197,10 @@ mod tests {
         for (program, _) in PROGRAMS {
             fs::write(programs.join(program), "#!/bin/sh\n").unwrap();
         }
-        pack(&repository(), &programs, out).unwrap()
+        let downloads = out.join("downloads");
+        fs::create_dir_all(&downloads).unwrap();
+        fs::write(downloads.join("choir-macos-aarch64"), "another").unwrap();
+        pack(&repository(), &programs, Some(&downloads), out).unwrap()
     }
 
     fn asked(package: &Path, arguments: &[&str]) -> String {
@@ -235,6 +252,7 @@ mod tests {
         for (_, to, _) in FILES.iter().filter(|(_, to, _)| !to.starts_with("DEBIAN/")) {
             find(&format!(" ./{to}"));
         }
+        find(&format!(" ./{DOWNLOADS}/choir-macos-aarch64"));
         find(" -> ../lib/choir/choir-hypervisor");
         assert!(listed.lines().all(|line| line.contains(" root/root ")), "{listed}");
     }
