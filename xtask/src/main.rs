@@ -5,6 +5,7 @@ mod bench;
 mod binaries;
 mod command;
 mod data;
+mod deploy;
 mod down;
 mod image;
 mod package;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Verb::Image(options) => image::run(&options),
         Verb::Units(options) => units::run(&options),
         Verb::Package(options) => package::run(&options),
+        Verb::Deploy(options) => deploy::run(&options),
         Verb::Tidy => tidy::run(),
         Verb::Launch(options) => up::launch::run(&options),
     };
@@ -64,6 +66,8 @@ enum Verb {
     Units(units::Options),
     /// Build a Debian package of static programs and their units
     Package(package::Options),
+    /// Bring a package to a Debian host over SSH, and go back if people cannot use it
+    Deploy(deploy::Options),
     /// Check the house rules that a compiler does not know
     Tidy,
     /// Become a program that finds listening sockets at descriptor 3 and up

@@ -57,7 +57,7 @@ const DOWNLOAD: &str = "usr/share/choir/downloads/choir-linux-aarch64";
 /// What its owner may change, and keeps over an upgrade.
 const CONFFILES: &str = "/etc/choir/hypervisor.toml\n";
 
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct Options {
     /// Where the package goes [default: target/package]
     #[arg(long, value_name = "DIR")]
@@ -68,6 +68,12 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
+    println!("{}", build(options)?.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the package.
+pub fn build(options: &Options) -> Result<PathBuf> {
     packages::ensure(&[Purpose::Build])?;
     if command::find("dpkg-deb").is_none() {
         bail!("a Debian package is built with dpkg-deb: install the package dpkg, or build on Debian");
@@ -79,9 +85,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     };
     let programs = out.join("programs");
     binaries::build_static(&workspace, &programs)?;
-    let package = pack(&workspace.workspace_root, &programs, options.downloads.as_deref(), &out)?;
-    println!("{}", package.display());
-    Ok(ExitCode::SUCCESS)
+    pack(&workspace.workspace_root, &programs, options.downloads.as_deref(), &out)
 }
 
 /// Packs the programs in a directory; returns the package, which is put into `out`.
