@@ -119,6 +119,7 @@ def problems(template):
     must(metadata.get("HttpPutResponseHopLimit") == 1, "metadata goes further than one hop")
     must({"CPUCredits": "standard"} in host.get("CreditSpecification", {}).get("Fn::If", []), "credits without a bound")
     must(host["SecurityGroupIds"] == [{"Fn::GetAtt": ["Firewall", "GroupId"]}], "the host is not behind its firewall")
+    must("UserData" not in host, "the image would take user data for its configuration")
     root = host["BlockDeviceMappings"][0]["Ebs"]
     for name, disk in (("root", root), ("data", data)):
         must(disk.get("VolumeType") == "gp3" and disk.get("Encrypted") is True, f"{name} is not encrypted gp3")
@@ -197,6 +198,7 @@ WEAKENED = [
     ("metadata goes further than one hop", put(2, *properties("Host", "MetadataOptions", "HttpPutResponseHopLimit"))),
     ("credits without a bound", put({"CPUCredits": "unlimited"}, *properties("Host", "CreditSpecification"))),
     ("the host is not behind its firewall", put(["sg-1"], *properties("Host", "SecurityGroupIds"))),
+    ("the image would take user data for its configuration", put("#!/bin/sh", *properties("Host", "UserData"))),
     ("root is not encrypted gp3", put("gp2", *properties("Host", "BlockDeviceMappings", 0, "Ebs", "VolumeType"))),
     ("data is not encrypted gp3", put(False, *properties("Data", "Encrypted"))),
     ("Data goes with the stack", put("Delete", "Resources", "Data", "DeletionPolicy")),
