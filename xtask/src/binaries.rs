@@ -52,21 +52,28 @@ pub fn build(workspace: &Workspace, release: bool, directory: &Path) -> Result<(
 pub fn build_static(workspace: &Workspace, directory: &Path) -> Result<()> {
     println!("==> building the programs (release, static)");
     let target = agent_target();
-    let programs = || PROGRAMS.iter().copied().chain([AGENT]);
     let mut build = cargo();
     build.args(["build", "--release", "--target", &target]);
     for program in programs() {
         build.args(["--package", program]);
     }
     command::run(&mut build)?;
-    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let built = workspace.target_directory.join(target).join("release");
+    strip(&workspace.target_directory.join(target).join("release"), directory)
+}
+
+/// Copies the programs without what only a debugger reads.
+pub fn strip(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
     for program in programs() {
         let mut strip = Command::new("strip");
-        strip.args(["--strip-debug", "-o"]).arg(directory.join(program));
-        command::run(strip.arg(built.join(program)))?;
+        strip.args(["--strip-debug", "-o"]).arg(to.join(program));
+        command::run(strip.arg(from.join(program)))?;
     }
     Ok(())
+}
+
+fn programs() -> impl Iterator<Item = &'static str> {
+    PROGRAMS.iter().copied().chain([AGENT])
 }
 
 /// Builds a hypervisor that leaks on purpose and dies where it is told, for the tests that must notice. What Cargo builds

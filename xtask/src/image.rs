@@ -2,7 +2,7 @@
 //! without an image registry. Its name holds a hash of everything that went in, so a second call
 //! finds it. Knows nothing of how a sandbox is started from it.
 
-mod host;
+pub mod host;
 mod recipe;
 
 use std::fs;
@@ -38,11 +38,27 @@ pub fn build(workspace: &Workspace, out: Option<&Path>) -> Result<PathBuf> {
         Some(directory) => std::path::absolute(directory)?,
         None => workspace.target_directory.join("image"),
     };
-    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let recipe = Recipe::read(&workspace.workspace_root.join("sandbox/image"), &directory)?;
+    made(&recipe(workspace, &directory)?, &directory)
+}
+
+/// The same of other packages than packages.txt has.
+pub fn build_of(workspace: &Workspace, packages: &str, directory: &Path) -> Result<PathBuf> {
+    let recipe = Recipe {
+        packages: packages.to_owned(),
+        ..recipe(workspace, directory)?
+    };
+    made(&recipe, directory)
+}
+
+fn recipe(workspace: &Workspace, directory: &Path) -> Result<Recipe> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    Recipe::read(&workspace.workspace_root.join("sandbox/image"), directory)
+}
+
+fn made(recipe: &Recipe, directory: &Path) -> Result<PathBuf> {
     let tar = directory.join(format!("default-{}.tar", recipe.hash()));
     if !tar.exists() {
-        bootstrap(&recipe, &directory, &tar)?;
+        bootstrap(recipe, directory, &tar)?;
     }
     Ok(tar)
 }

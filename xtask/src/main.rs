@@ -15,6 +15,7 @@ mod test;
 mod tidy;
 mod units;
 mod up;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Verb::Units(options) => units::run(&options),
         Verb::Package(options) => package::run(&options),
         Verb::Deploy(options) => deploy::run(&options),
+        Verb::VmTest(options) => vm::run(&options),
         Verb::Tidy => tidy::run(),
         Verb::Launch(options) => up::launch::run(&options),
     };
@@ -68,6 +70,8 @@ enum Verb {
     Package(package::Options),
     /// Bring a package to a Debian host over SSH, and go back if people cannot use it
     Deploy(deploy::Options),
+    /// Try the Debian package in a virtual machine: boot, kill, reboot, upgrade, restore, purge
+    VmTest(vm::Options),
     /// Check the house rules that a compiler does not know
     Tidy,
     /// Become a program that finds listening sockets at descriptor 3 and up

@@ -85,11 +85,33 @@ pub fn build(options: &Options) -> Result<PathBuf> {
     };
     let programs = out.join("programs");
     binaries::build_static(&workspace, &programs)?;
-    pack(&workspace.workspace_root, &programs, options.downloads.as_deref(), &out)
+    let from = Contents {
+        repository: &workspace.workspace_root,
+        programs: &programs,
+        downloads: options.downloads.as_deref(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    pack(&from, &out)
 }
 
-/// Packs the programs in a directory; returns the package, which is put into `out`.
-fn pack(repository: &Path, programs: &Path, downloads: Option<&Path>, out: &Path) -> Result<PathBuf> {
+/// What a package is made of.
+pub struct Contents<'a> {
+    pub repository: &'a Path,
+    /// A directory of them.
+    pub programs: &'a Path,
+    /// More programs to offer, in a directory.
+    pub downloads: Option<&'a Path>,
+    pub version: &'a str,
+}
+
+/// Returns the package, which is put into `out`.
+pub fn pack(from: &Contents<'_>, out: &Path) -> Result<PathBuf> {
+    let Contents {
+        repository,
+        programs,
+        downloads,
+        version,
+    } = from;
     let tree = out.join("tree");
     if tree.exists() {
         fs::remove_dir_all(&tree).with_context(|| format!("cannot clear {}", tree.display()))?;
@@ -114,11 +136,13 @@ fn pack(repository: &Path, programs: &Path, downloads: Option<&Path>, out: &Path
     std::os::unix::fs::symlink("../lib/choir/choir-hypervisor", tree.join("usr/sbin/choir-hypervisor"))?;
     let template = fs::read_to_string(repository.join("deploy/debian/control"))?;
     let kibibytes = size(&tree)?.div_ceil(1024);
-    fs::write(tree.join("DEBIAN/control"), control(&template, kibibytes))?;
+    fs::write(tree.join("DEBIAN/control"), control(&template, version, kibibytes))?;
     fs::write(tree.join("DEBIAN/conffiles"), CONFFILES)?;
     make_plain(&tree)?;
-    let package = out.join(format!("choir_{}_{}.deb", env!("CARGO_PKG_VERSION"), architecture()));
+    let package = out.join(format!("choir_{version}_{}.deb", architecture()));
     let mut build = Command::new("dpkg-deb");
+    // Read by the dpkg of Debian 12 and later, and made in seconds.
+    build.arg("-Zzstd");
     build.args(["--build", "--root-owner-group"]).arg(&tree).arg(&package);
     command::capture(&mut build)?;
     Ok(package)
@@ -132,9 +156,9 @@ fn put(from: &Path, to: &Path, mode: u32) -> Result<()> {
     Ok(())
 }
 
-fn control(template: &str, kibibytes: u64) -> String {
+fn control(template: &str, version: &str, kibibytes: u64) -> String {
     template
-        .replace("@version@", env!("CARGO_PKG_VERSION"))
+        .replace("@version@", version)
         .replace("@architecture@", architecture())
         .replace("@kibibytes@", &kibibytes.to_string())
 }
@@ -204,7 +228,13 @@ mod tests {
         let downloads = out.join("downloads");
         fs::create_dir_all(&downloads).unwrap();
         fs::write(downloads.join("choir-macos-aarch64"), "another").unwrap();
-        pack(&repository(), &programs, Some(&downloads), out).unwrap()
+        let from = Contents {
+            repository: &repository(),
+            programs: &programs,
+            downloads: Some(&downloads),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        pack(&from, out).unwrap()
     }
 
     fn asked(package: &Path, arguments: &[&str]) -> String {

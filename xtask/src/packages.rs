@@ -127,6 +127,13 @@ const PACKAGES: &[Package] = &[
     ),
     package(
         Purpose::Test,
+        "qemu-system-x86",
+        "qemu-system-x86_64",
+        "is the virtual machine in which the Debian package is tried",
+    ),
+    package(Purpose::Test, "e2fsprogs", "mkfs.ext4", "makes that machine's disk"),
+    package(
+        Purpose::Test,
         "iproute2",
         "ip",
         "makes the network namespaces of the tests",

@@ -19,7 +19,7 @@ use clap::Args;
 use crate::packages::{self, Purpose};
 use crate::test::runner::{Counts, Runner, Selection};
 use crate::workspace::{Workspace, cargo};
-use crate::{binaries, command, image, tidy};
+use crate::{binaries, command, image, tidy, vm};
 
 /// Tests that drive the shipped programs, Podman and a browser.
 const END_TO_END: &str = "choir-e2e";
@@ -139,6 +139,7 @@ fn tests(options: &Options, workspace: &Workspace, report: &mut Report) -> Resul
     } else {
         let counts = report.phase("end to end", || runner.run(Selection::Only(END_TO_END)))?;
         report.counts.add(&counts);
+        report.check("virtual machine", || vm::test(workspace, &target.join(PROGRAMS)));
     }
     if !options.slow {
         for name in runner.ignored()? {

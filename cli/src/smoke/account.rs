@@ -64,19 +64,8 @@ impl Account {
 
     /// What `choir login` and `choir logout` do, with the approval that a person gives in the browser.
     pub async fn device(&self, browser: &mut Browser) -> Result<(), Failure> {
-        let anonymous = browser.session().with_credential(Credential::None);
-        let start = anonymous.device_start("choir smoke").await?;
-        let pending = anonymous.device_poll(&start.device_code).await?;
-        expect(
-            matches!(pending, DevicePoll::Pending),
-            "a device code was good before anybody approved it",
-        )?;
-        let approval = json!({ "user_code": start.user_code });
-        browser.ceremony("device/approve", &approval).await?;
-        let DevicePoll::Granted { token, .. } = anonymous.device_poll(&start.device_code).await? else {
-            return Err(Failure::Failed("an approved device code gave no token".to_owned()));
-        };
-        let client = anonymous.with_credential(Credential::Token(token));
+        let token = self.token(browser, "choir smoke").await?;
+        let client = browser.session().with_credential(Credential::Token(token));
         let user = client.me().await?.user;
         expect(
             user.is_some_and(|u| u.name == self.username),
@@ -88,6 +77,23 @@ impl Account {
             ended.is_err_and(|e| e.status() == Some(401)),
             "the device's token is still good after logging out",
         )
+    }
+
+    /// A token that the passkey approved.
+    pub async fn token(&self, browser: &mut Browser, device: &str) -> Result<String, Failure> {
+        let anonymous = browser.session().with_credential(Credential::None);
+        let start = anonymous.device_start(device).await?;
+        let pending = anonymous.device_poll(&start.device_code).await?;
+        expect(
+            matches!(pending, DevicePoll::Pending),
+            "a device code was good before anybody approved it",
+        )?;
+        let approval = json!({ "user_code": start.user_code });
+        browser.ceremony("device/approve", &approval).await?;
+        match anonymous.device_poll(&start.device_code).await? {
+            DevicePoll::Granted { token, .. } => Ok(token),
+            _ => Err(Failure::Failed("an approved device code gave no token".to_owned())),
+        }
     }
 
     async fn is_me(&self, browser: &Browser) -> Result<(), Failure> {

@@ -6,6 +6,10 @@ mod browser;
 mod passkey;
 mod slots;
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use choir_api::client::header::{AUTHORIZATION, HeaderMap, HeaderValue};
@@ -35,6 +39,7 @@ pub struct Options {
     pub invite: Option<String>,
     pub metrics_token: Option<String>,
     pub keep: bool,
+    pub token_file: Option<PathBuf>,
 }
 
 pub async fn run(ctx: &Context, options: Options) -> Result<(), Failure> {
@@ -95,6 +100,10 @@ async fn everything(ctx: &Context, client: &Client, options: &Options, report: &
         .await?;
     let done = with_workspace(ctx, &session, &mut browser, &workspace, options, report).await;
     if options.keep {
+        if let Some(file) = &options.token_file {
+            let leaving = leave_token(&account, &mut browser, file);
+            report.step("leave a token of the kept user", leaving).await?;
+        }
         if !ctx.json {
             output::line(&format!("kept: workspace {workspace} of user {username}"))?;
         }
@@ -123,6 +132,14 @@ async fn everything(ctx: &Context, client: &Client, options: &Options, report: &
     };
     let out = report.step("log out for good", account.logout(&mut browser)).await;
     done.and(deleted).and(freed).and(out)
+}
+
+async fn leave_token(account: &Account, browser: &mut Browser, file: &Path) -> Result<(), Failure> {
+    let token = account.token(browser, "choir smoke --keep").await?;
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let written = options.open(file).and_then(|mut file| writeln!(file, "{token}"));
+    written.map_err(|e| Failure::Failed(format!("cannot write the token to {}: {e}", file.display())))
 }
 
 async fn with_workspace(

@@ -25,6 +25,9 @@ pub struct Args {
     /// Leave the workspace there at the end
     #[arg(long)]
     pub keep: bool,
+    /// Leave a token of the kept user in this file, for its owner only
+    #[arg(long, value_name = "FILE", requires = "keep")]
+    pub token_file: Option<PathBuf>,
 }
 
 pub async fn run(ctx: &Context, args: Args) -> Result<(), Failure> {
@@ -37,6 +40,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Failure> {
         invite: invite.map(|text| invite_token(&text)),
         metrics_token: args.metrics_token_file.as_ref().map(read).transpose()?,
         keep: args.keep,
+        token_file: args.token_file,
     };
     smoke::run(ctx, options).await
 }

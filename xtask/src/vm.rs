@@ -1,0 +1,112 @@
+//! `cargo xtask vm-test`: our Debian package on a machine of its own: systemd as its first process, control groups of the
+//! second version, rootless Podman, a kernel that boots. Everything is done as its owner would, by the shell of root.
+
+mod disk;
+mod load;
+mod machine;
+mod story;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::package::{self, Contents};
+use crate::packages::{self, Purpose};
+use crate::workspace::Workspace;
+use crate::{binaries, image};
+
+use self::machine::Machine;
+use self::story::Story;
+
+/// What the default release is made of there: what `choir smoke` needs, since under emulation a whole one takes minutes.
+const SMALL: &str = "bash\nca-certificates\nprocps\npython3\n";
+
+#[derive(Args)]
+pub struct Options {
+    /// The package to try [default: one of programs that are built now, without optimisation]
+    #[arg(long, value_name = "FILE")]
+    package: Option<PathBuf>,
+    /// The package to upgrade from, and to go back to [default: the same programs under an earlier version]
+    #[arg(long, value_name = "FILE")]
+    previous: Option<PathBuf>,
+    /// Leave the machine running at the end, and say how to enter it
+    #[arg(long)]
+    keep: bool,
+}
+
+pub fn run(options: &Options) -> Result<ExitCode> {
+    packages::ensure(&[Purpose::Build, Purpose::Podman, Purpose::Image, Purpose::Test])?;
+    let workspace = Workspace::load()?;
+    let programs = workspace.target_directory.join("test-bin");
+    if options.package.is_none() || options.previous.is_none() {
+        binaries::build(&workspace, false, &programs)?;
+    }
+    tell(&workspace, &programs, options)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The story with programs that were built already.
+pub fn test(workspace: &Workspace, programs: &Path) -> Result<()> {
+    let options = Options {
+        package: None,
+        previous: None,
+        keep: false,
+    };
+    tell(workspace, programs, &options)
+}
+
+fn tell(workspace: &Workspace, programs: &Path, options: &Options) -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "the virtual machine's disk is made by root: run it with sudo"
+    );
+    let directory = workspace.target_directory.join("vm");
+    fs::create_dir_all(&directory)?;
+    let stripped = directory.join("programs");
+    if options.package.is_none() || options.previous.is_none() {
+        binaries::strip(programs, &stripped)?;
+    }
+    let packed = |given: &Option<PathBuf>, version: &str| match given {
+        Some(file) => Ok(file.clone()),
+        None => {
+            let from = Contents {
+                repository: &workspace.workspace_root,
+                programs: &stripped,
+                downloads: None,
+                version,
+            };
+            package::pack(&from, &directory.join("packed"))
+        }
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let package = packed(&options.package, version)?;
+    let previous = packed(&options.previous, &format!("{version}~previous"))?;
+    let release = image::build_of(workspace, SMALL, &directory)?;
+    let carried = [
+        ("choir.deb", package.as_path()),
+        ("previous.deb", previous.as_path()),
+        ("release.tar", release.as_path()),
+        ("backup.md", &workspace.workspace_root.join("docs/runbook/backup.md")),
+    ];
+    let disk = disk::make(&directory, &carried)?;
+    let begun = Instant::now();
+    let machine = Machine::start(&disk, &directory)?;
+    let accelerator = machine.accelerator;
+    let mut story = Story::new(machine);
+    let told = story.tell().with_context(|| story.evidence());
+    println!(
+        "    the virtual machine ({accelerator}) was in use for {:.0} s",
+        begun.elapsed().as_secs_f64()
+    );
+    if options.keep {
+        println!("    enter it: {}", story.machine.entrance());
+        let mut line = String::new();
+        println!("    press Enter to switch it off");
+        std::io::stdin().read_line(&mut line)?;
+    }
+    told
+}

@@ -1,0 +1,368 @@
+//! What is tried in the virtual machine, in the order in which a box lives: installed, used, killed, rebooted, cut off from
+//! power, upgraded and taken back, restored, removed. Each step fails with what the machine said.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::load::{Answered, Load};
+use super::machine::Machine;
+
+/// What every script begins with: the command line of the smoke's user, and waiting for a condition, which ends the
+/// script where it does not come.
+const PRELUDE: &str = r#"
+export CHOIR_TOKEN_FILE=/root/token XDG_CONFIG_HOME=/tmp CHOIR_URL=http://localhost:9090
+smoke() { choir --workspace smoke "$@"; }
+until_() { timeout 240 bash -c "until $*; do sleep 0.3; done" || { echo "never: $*" >&2; exit 1; }; }
+ready() { until_ 'curl -fsS -o /dev/null http://localhost:9090/readyz'; }
+"#;
+
+/// Every agent by its process id and the time at which it was started: whoever is the same was not restarted.
+const AGENTS: &str = "ps -eo pid=,lstart=,comm= | grep ' choir-sandbox$' || true";
+
+const WORST_EXPOSURE: &str = "15";
+
+pub struct Story {
+    pub machine: Machine,
+}
+
+type Step = fn(&mut Story) -> Result<String>;
+
+impl Story {
+    pub fn new(machine: Machine) -> Self {
+        Self { machine }
+    }
+
+    pub fn tell(&mut self) -> Result<()> {
+        let steps: &[(&str, Step)] = &[
+            ("boots, until root can log in", Self::boots),
+            ("is installed, until there is a claim link", Self::is_installed),
+            ("is ready, with a default release", Self::is_ready),
+            ("smoke", Self::smoke),
+            ("both sandboxes run", Self::sandboxes_run),
+            ("limits are the kernel's", Self::limits),
+            ("E06: who owns the containers reads nothing of ours", Self::escape),
+            ("systemd's verdict on the hypervisor", Self::exposure),
+            ("F16: systemctl restart, asked all the while", Self::restarted),
+            ("systemctl kill -s KILL, asked all the while", Self::killed),
+            ("F21: reboot, until both sandboxes answer", Self::rebooted),
+            ("the power fails", Self::power_fails),
+            ("upgrade, asked all the while", Self::upgraded),
+            ("back to the version before, and on again", Self::taken_back),
+            ("the timers' services", Self::services),
+            ("the runbook of backups", Self::restored),
+            ("is removed, and nothing is left", Self::purged),
+        ];
+        for (name, step) in steps {
+            let begun = Instant::now();
+            let said = step(self).with_context(|| (*name).to_owned())?;
+            println!("    {:>6.1} s  {name}: {said}", begun.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    /// The last words of the machine, for who reads of a failure.
+    pub fn evidence(&self) -> String {
+        let asked = "journalctl --no-pager --output=short-precise --lines=60 --priority=info; systemctl --failed";
+        self.machine.run(asked).unwrap_or_else(|error| format!("{error:#}"))
+    }
+
+    fn run(&self, script: &str) -> Result<String> {
+        self.machine.run(&format!("{PRELUDE}{script}"))
+    }
+
+    fn boots(&mut self) -> Result<String> {
+        self.machine.log_in()?;
+        self.run(
+            "stat -fc %T /sys/fs/cgroup | grep -qx cgroup2fs; echo Linux $(uname -r), $(systemctl --version | head -1)",
+        )
+    }
+
+    fn is_installed(&mut self) -> Result<String> {
+        let said = self.run(
+            r#"
+list() { find / -xdev \( -path /proc -o -path /sys -o -path /tmp \) -prune -o -print | sort; }
+list > /root/before.txt
+getent passwd > /root/users.txt
+mkdir -p /var/lib/choir/image
+ln -s /media/release.tar /var/lib/choir/image/default.tar
+DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 /media/previous.deb < /dev/null 2>&1
+"#,
+        )?;
+        ensure!(said.contains("Claim it within"), "no claim link:\n{said}");
+        let users = self.run("getent passwd choir choir-sandbox | cut -d: -f1,7 | paste -sd' '")?;
+        Ok(format!("users {users}"))
+    }
+
+    fn is_ready(&mut self) -> Result<String> {
+        self.run("ready; curl -fsS http://localhost:9090/readyz")
+    }
+
+    fn smoke(&mut self) -> Result<String> {
+        let said =
+            self.run("choir smoke --invite-file /var/lib/choir/hypervisor/claim-link --keep --token-file /root/token")?;
+        let verdict = said.lines().find(|line| line.starts_with("passed: "));
+        Ok(verdict.with_context(|| said.clone())?.to_owned())
+    }
+
+    fn sandboxes_run(&mut self) -> Result<String> {
+        self.run(
+            r#"
+for slot in live dev; do
+    smoke start $slot > /dev/null
+    smoke exec $slot -- "echo $slot > ~/mark"
+done
+systemctl --user --machine=choir-sandbox@ is-active choir-podman.service
+"#,
+        )?;
+        let agents = self.agents()?;
+        ensure!(agents.lines().count() == 2, "not two agents, but\n{agents}");
+        self.run("ps -o user=,comm= -C conmon | sort | uniq -c | paste -sd,")
+    }
+
+    /// What a sandbox may use stands in its control group, and a program that takes more memory ends, alone.
+    fn limits(&mut self) -> Result<String> {
+        let limits = self.run(
+            r#"
+for pid in $(pgrep -x choir-sandbox); do
+    group=/sys/fs/cgroup$(cut -d: -f3 /proc/$pid/cgroup)
+    # The limits are the container's, which the agent may have groups of its own below.
+    until [ "$(cat $group/memory.max)" != max ]; do group=$(dirname $group); done
+    echo "$(cat $group/memory.max) $(cat $group/pids.max) $(cat $group/cpu.max)"
+done | sort -u
+"#,
+        )?;
+        ensure!(limits == "2147483648 2048 150000 100000", "the kernel has `{limits}`");
+        let agents = self.agents()?;
+        let said = self.run(
+            r#"
+smoke config set limits.memory=256MiB > /dev/null
+take() { smoke exec dev -- "python3 -c 'x = bytearray($1 << 20); print(len(x))'"; }
+test "$(take 64)" = $((64 << 20))
+if take 512; then echo "a sandbox of 256 MiB took 512"; exit 1; fi
+smoke config unset limits.memory > /dev/null
+"#,
+        )?;
+        ensure!(self.agents()? == agents, "a sandbox was started again: {said}");
+        Ok(limits)
+    }
+
+    fn escape(&mut self) -> Result<String> {
+        self.run(ESCAPE)
+    }
+
+    fn exposure(&mut self) -> Result<String> {
+        let threshold = format!("--threshold={WORST_EXPOSURE}");
+        let verdict = self.run(&format!(
+            "systemd-analyze security {threshold} --no-pager choir-hypervisor.service | tail -n 1"
+        ))?;
+        Ok(verdict.trim_start_matches(['→', ' ']).to_owned())
+    }
+
+    fn restarted(&mut self) -> Result<String> {
+        self.under_load(
+            "before=$(systemctl show -P MainPID choir-hypervisor); systemctl restart choir-hypervisor; ready
+             test $(systemctl show -P MainPID choir-hypervisor) != $before",
+        )
+    }
+
+    fn killed(&mut self) -> Result<String> {
+        self.under_load(
+            "before=$(systemctl show -P MainPID choir-hypervisor); systemctl kill -s KILL choir-hypervisor
+             until_ \"test \\$(systemctl show -P MainPID choir-hypervisor) -gt 0 -a \\$(systemctl show -P MainPID choir-hypervisor) != $before\"; ready",
+        )
+    }
+
+    /// Does something to the control plane: no connection is refused, and no sandbox is started again.
+    fn under_load(&mut self, script: &str) -> Result<String> {
+        let agents = self.agents()?;
+        let port = self.machine.forward(9090)?;
+        let load = Load::start(port, "/healthz");
+        let done = self.run(script);
+        let Answered { good, bad, longest } = load.end()?;
+        done?;
+        // A request that is under way when its server is killed cannot be answered.
+        ensure!(
+            good > 0 && bad.len() <= 1 && !bad.iter().any(|it| it.contains("not connected")),
+            "{good} were answered, and not: {bad:?}"
+        );
+        ensure!(self.agents()? == agents, "a sandbox was started again");
+        let marks = self.run("for slot in live dev; do smoke exec $slot -- 'cat ~/mark'; done | paste -sd,")?;
+        ensure!(marks == "live,dev", "the sandboxes say {marks}");
+        Ok(Answered { good, bad, longest }.to_string())
+    }
+
+    fn rebooted(&mut self) -> Result<String> {
+        let begun = Instant::now();
+        self.machine.reboot()?;
+        let up = begun.elapsed();
+        self.comes_back()?;
+        Ok(format!(
+            "root after {}, ready and both running after {}",
+            seconds(up),
+            seconds(begun.elapsed())
+        ))
+    }
+
+    fn power_fails(&mut self) -> Result<String> {
+        self.run("smoke exec live -- 'echo written > ~/late; sync'; smoke workspaces create acknowledged > /dev/null")?;
+        let begun = Instant::now();
+        self.machine.reset()?;
+        self.comes_back()?;
+        let back = seconds(begun.elapsed());
+        self.run("smoke exec live -- 'grep -qx written ~/late'; choir --workspace acknowledged status > /dev/null")?;
+        let found = self.run("runuser -u choir -- choir-hypervisor fsck")?;
+        Ok(format!("ready and both running after {back}; fsck: {found}"))
+    }
+
+    /// Without anybody asking for it.
+    fn comes_back(&mut self) -> Result<()> {
+        self.run(
+            r#"
+ready
+until_ 'test $(pgrep -cx choir-sandbox) -eq 2'
+for slot in live dev; do test "$(smoke exec $slot -- 'cat ~/mark')" = $slot; done
+"#,
+        )?;
+        Ok(())
+    }
+
+    fn upgraded(&mut self) -> Result<String> {
+        let answered = self.under_load(
+            "choir-box upgrade /media/choir.deb > /root/upgrade.log 2>&1 || { cat /root/upgrade.log; exit 1; }",
+        )?;
+        self.smoke_again()?;
+        Ok(answered)
+    }
+
+    fn taken_back(&mut self) -> Result<String> {
+        let was = self.run("choir-box status | head -n 1")?;
+        let back = self.under_load("choir-box upgrade /var/cache/choir/former.deb > /root/upgrade.log 2>&1 || { cat /root/upgrade.log; exit 1; }")?;
+        let now = self.run("choir-box status | head -n 1")?;
+        ensure!(was != now, "the version is {now} before and after");
+        self.under_load(
+            "choir-box upgrade /media/choir.deb > /root/upgrade.log 2>&1 || { cat /root/upgrade.log; exit 1; }",
+        )?;
+        self.smoke_again()?;
+        Ok(format!("{was} to {now}: {back}"))
+    }
+
+    fn smoke_again(&self) -> Result<()> {
+        self.run("choir invites create > /root/invite; choir smoke --invite-file /root/invite")?;
+        Ok(())
+    }
+
+    fn services(&mut self) -> Result<String> {
+        self.run(
+            r#"
+install -m 0600 /root/token /etc/choir/operator-token
+for name in doctor drill; do
+    systemctl start choir-$name.service || { journalctl --no-pager -o cat -u choir-$name.service | tail -n 40; exit 1; }
+done
+echo doctor and drill pass
+"#,
+        )
+    }
+
+    /// The commands of docs/runbook/backup.md as they stand there.
+    fn restored(&mut self) -> Result<String> {
+        let begun = Instant::now();
+        self.run(
+            r#"
+mkdir -p /root/runbook && cd /root/runbook
+sed -n '/^```sh$/,/^```$/p' /media/backup.md | grep -v '^```' > commands
+test $(wc -l < commands) -gt 10
+bash -euo pipefail commands
+ready
+"#,
+        )?;
+        let took = seconds(begun.elapsed());
+        // Tokens have ended: what the sandboxes hold is looked at from outside.
+        let marks = self.run(
+            r#"
+until_ 'test $(pgrep -cx choir-sandbox) -eq 2'
+for pid in $(pgrep -x choir-sandbox); do nsenter --target $pid --mount cat /home/choir/mark; done | sort | paste -sd,
+"#,
+        )?;
+        ensure!(marks == "dev,live", "the sandboxes say {marks}");
+        Ok(format!("backup, loss of box and key, and restore took {took}"))
+    }
+
+    fn purged(&mut self) -> Result<String> {
+        self.run(
+            r#"
+choir-box uninstall > /dev/null
+test -e /var/lib/choir/hypervisor/choir.db
+test -z "$(pgrep -x choir-sandbox)"
+DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet=2 choir < /dev/null > /dev/null
+list() { find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /root -o -path /var/log -o -path /var/lib/dpkg -o -path /var/cache/apt -o -path /var/lib/apt \) -prune -o -print | sort; }
+left=$(list | comm -13 /root/before.txt - | grep -v '^/var/lib/systemd/\|^/var/cache/debconf/' || true)
+test -z "$left" || { echo "left behind: $left"; exit 1; }
+getent passwd | diff /root/users.txt -
+! grep choir /etc/subuid /etc/subgid /proc/mounts
+! systemctl list-units --all --plain --no-legend 'choir*' '*choir*.mount' | grep .
+echo no file, user, mount or unit
+"#,
+        )
+    }
+
+    fn agents(&self) -> Result<String> {
+        self.run(AGENTS)
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+/// What belongs to the control plane, tried by those who must not have it, and, as a control, by those who may.
+const ESCAPE: &str = r#"
+cat > /tmp/probe.py << 'END'
+import glob, os, socket, sys
+hypervisor, secret = sys.argv[1], sys.argv[2]
+state = "/var/lib/choir/hypervisor"
+files = [f"{state}/choir.db", f"{state}/choir.db-wal", f"{state}/key", "/etc/choir/secrets/probe", secret]
+files += [f"/proc/{hypervisor}/{name}" for name in ("environ", "mem", "maps", "auxv")]
+sockets = ["/run/choir/volumes.sock", "/run/choir/podman/podman.sock"]
+def tried(act, path):
+    try:
+        act(path)
+        print("has", path)
+    except PermissionError:
+        print("denied", path)
+def read(path):
+    with open(path, "rb", buffering=0) as file:
+        path.endswith("/mem") or file.read(1)
+def connect(path):
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect(path)
+for path in files:
+    tried(read, path)
+for path in sockets:
+    tried(connect, path)
+END
+chmod 0644 /tmp/probe.py
+install -m 0600 /dev/null /etc/choir/secrets/probe
+echo sk-probe > /etc/choir/secrets/probe
+systemctl restart choir-hypervisor
+ready
+pid=$(systemctl show -P MainPID choir-hypervisor)
+secret=/run/credentials/choir-hypervisor.service/secrets_probe
+as() { who=$1; shift; setpriv --reuid=$who --regid=$who --clear-groups python3 /tmp/probe.py $pid $secret; }
+agent=$(pgrep -x choir-sandbox | head -n 1)
+sandbox=$(awk '$1 == 1000 || ($1 < 1000 && $1 + $3 > 1000) { print $2 + 1000 - $1 }' /proc/$agent/uid_map)
+test "$sandbox" -ge 1000000
+for who in $sandbox 7000000 nobody; do
+    test "$(as $who | grep -c '^denied')" -eq 11 || { echo "$who:"; as $who; exit 1; }
+done
+# The owner of the containers has Podman, which is his.
+test "$(as choir-sandbox | grep '^has')" = 'has /run/choir/podman/podman.sock' || { as choir-sandbox; exit 1; }
+as choir > /tmp/choir.txt
+for path in choir.db choir.db-wal hypervisor/key secrets_probe volumes.sock podman.sock; do
+    grep -q "^has .*$path\$" /tmp/choir.txt || { echo "control, of $path:"; cat /tmp/choir.txt; exit 1; }
+done
+grep -q '^denied /proc/.*/mem$' /tmp/choir.txt
+test "$(python3 /tmp/probe.py $pid $secret | grep -c '^has')" -eq 11
+rm /etc/choir/secrets/probe
+echo "the sandbox' uid $sandbox, another, and nobody are denied all 11; choir-sandbox all but Podman"
+"#;
