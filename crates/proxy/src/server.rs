@@ -253,8 +253,10 @@ impl<C: Control, G: Gate> Server<C, G> {
             return peer;
         }
         let last = |name: &str| headers.get_all(name).iter().next_back().and_then(|v| v.to_str().ok());
-        peer.https =
-            last("x-forwarded-proto").is_some_and(|p| p.rsplit(',').next().is_some_and(|p| p.trim() == "https"));
+        // Traefik says `wss` of a websocket.
+        peer.https = last("x-forwarded-proto")
+            .and_then(|p| p.rsplit(',').next())
+            .is_some_and(|p| matches!(p.trim(), "https" | "wss"));
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let hops = lines.filter_map(|v| v.to_str().ok()).flat_map(|v| v.rsplit(','));
         for hop in hops {

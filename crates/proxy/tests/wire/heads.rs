@@ -311,6 +311,19 @@ async fn only_a_trusted_proxy_is_believed_about_the_client() {
     .await;
     let behind = trusting.get("localhost:9090", &lines).await;
     assert!(behind.ends_with("control / 203.0.113.9 true"), "{behind}");
+    for (said, is_https) in [
+        ("wss", "true"),
+        ("http, https", "true"),
+        ("https, ws", "false"),
+        ("httpss", "false"),
+    ] {
+        let line = format!("X-Forwarded-Proto: {said}");
+        let behind = trusting.get("localhost:9090", &[line.as_str()]).await;
+        assert!(
+            behind.ends_with(&format!("control / 127.0.0.1 {is_https}")),
+            "{said}: {behind}"
+        );
+    }
 }
 
 #[tokio::test]
