@@ -181,6 +181,18 @@ const PACKAGES: &[Package] = &[
     ),
     package(Purpose::Test, "curl", "curl", "sends the AWS host's memory in its test"),
     package(Purpose::Test, "jq", "jq", "reads the AWS host's keys in its test"),
+    package(
+        Purpose::Test,
+        "nginx",
+        "nginx",
+        "is a proxy that the recipes are tried with",
+    ),
+    package(
+        Purpose::Test,
+        "caddy",
+        "caddy",
+        "is a proxy that the recipes are tried with",
+    ),
     package(Purpose::Bench, "wrk", "wrk", "makes the benchmarks' load"),
     package(Purpose::Bench, "nginx", "nginx", "is measured beside our proxy"),
     package(Purpose::Bench, "caddy", "caddy", "is measured beside our proxy"),

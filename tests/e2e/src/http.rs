@@ -51,6 +51,8 @@ pub async fn send_over(
         head.push_str(&format!("Content-Length: {}\r\n", body.len()));
     }
     stream.write_all(format!("{head}\r\n{body}").as_bytes()).await?;
+    // TLS may hold the end of it back.
+    stream.flush().await?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await?;
     parse(&bytes).with_context(|| {
