@@ -35,5 +35,6 @@ pub mod secrets;
 pub mod serve;
 pub mod snapshots;
 pub mod table;
+pub mod tls_ask;
 mod upload;
 pub mod workspaces;

@@ -16,7 +16,7 @@ use crate::auth::{self, Route};
 use crate::error::ApiError;
 use crate::{
     admin, deployments, downloads, events, grants, health, pages, prove, providers, releases, secrets, snapshots,
-    workspaces,
+    tls_ask, workspaces,
 };
 
 /// The most a JSON body may have, in bytes. The sandbox API streams and is not bound by it.
@@ -39,6 +39,7 @@ pub fn tables() -> Vec<&'static [Route]> {
         providers::routes::ROUTES,
         prove::routes::ROUTES,
         downloads::ROUTES,
+        tls_ask::ROUTES,
     ]
 }
 
@@ -51,6 +52,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .merge(releases::routes::router())
         .merge(admin::routes::router())
         .merge(prove::routes::router())
+        .merge(tls_ask::router())
         .route_layer(middleware::from_fn_with_state(app.clone(), after_take_over))
         .merge(health::router())
         .merge(downloads::router())

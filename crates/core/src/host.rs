@@ -109,6 +109,11 @@ impl Hosts {
             .ok_or(HostError::Unknown)?;
         parse_label(label).map(Target::Sandbox)
     }
+
+    /// What a host's name means, as certificates have it: without the port.
+    pub fn parse_name(&self, name: &str) -> Result<Target, HostError> {
+        self.parse(&format!("{name}{}", self.port_suffix))
+    }
 }
 
 fn parse_label(label: &str) -> Result<SandboxHost, HostError> {
@@ -190,6 +195,19 @@ mod tests {
         for reserved in [9091, 9092, 8080] {
             let host = format!("{reserved}--live--main--ada.localhost:9090");
             assert_eq!(hosts().parse(&host), Err(HostError::Reserved));
+        }
+    }
+
+    #[test]
+    fn a_name_has_no_port_whether_hosts_have_one_or_not() {
+        for port in [Some(9090), None] {
+            let hosts = Hosts::new("localhost", "localhost", port);
+            assert_eq!(hosts.parse_name("localhost"), Ok(Target::Control));
+            assert!(matches!(
+                hosts.parse_name("live--main--ada.localhost"),
+                Ok(Target::Sandbox(_))
+            ));
+            assert_eq!(hosts.parse_name("localhost:9090"), Err(HostError::Unknown));
         }
     }
 

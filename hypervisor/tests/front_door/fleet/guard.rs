@@ -17,6 +17,7 @@ const FOR_STRANGERS: &[&str] = &[
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",
+    "GET /internal/tls-ask",
     "GET /assets/{file}",
     // The public program; who wants to sign in with it has no token yet.
     "GET /download",

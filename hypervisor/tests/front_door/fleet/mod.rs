@@ -22,6 +22,7 @@ mod service;
 mod sockets;
 mod strangers;
 mod swap;
+mod tls_ask;
 mod undo;
 mod wire;
 
