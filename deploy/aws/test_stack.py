@@ -104,6 +104,10 @@ def parsed():
     return json.loads(json.dumps(template, default=str))
 
 
+def as_list(value):
+    return value if isinstance(value, list) else [value]
+
+
 def problems(template):
     """One sentence for each thing that is not as a box on the internet must have it."""
     found = []
@@ -133,13 +137,22 @@ def problems(template):
     for rule, network in (("SshRule", "SshCidr"), ("HypervisorRule", "HypervisorCidr")):
         asked = template["Parameters"][network]["Default"] == "" and "Condition" in parts[rule]
         must(asked and parts[rule]["Properties"]["CidrIp"] == {"Ref": network}, f"{rule} is there unasked")
-    chosen, policies, otherwise = parts["Role"]["Properties"]["ManagedPolicyArns"]["Fn::If"]
-    shell = [{"Fn::Sub": "arn:${AWS::Partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"}]
+    role = parts["Role"]["Properties"]
+    always, (chosen, shell, otherwise) = role["Policies"][0], role["Policies"][1]["Fn::If"]
+    must("ManagedPolicyArns" not in role and len(role["Policies"]) == 2, "the role has a policy of somebody else's")
     must(
-        (chosen, policies, otherwise) == ("WithSessionManager", shell, {"Ref": "AWS::NoValue"})
+        (chosen, otherwise) == ("WithSessionManager", {"Ref": "AWS::NoValue"})
         and template["Parameters"]["SessionManager"]["Default"] == "false",
-        "the role has a managed policy unasked",
+        "sessions are allowed unasked",
     )
+    allowed = {
+        action
+        for policy in (always, shell)
+        for statement in policy["PolicyDocument"]["Statement"]
+        for action in as_list(statement["Action"])
+    }
+    reads = {action for action in allowed if any(word in action for word in ("Get", "List", "Describe", "*"))}
+    must(not reads, "the role may read")
     must(template["Parameters"]["ImageId"].keys() == {"Type", "Description"}, "the image is fixed")
     found.extend(alarm_problems(parts))
     return found
@@ -214,7 +227,9 @@ WEAKENED = [
     ("more than HTTP and HTTPS is open to everybody", put(NINE, *properties("Firewall", "SecurityGroupIngress", 0))),
     ("HypervisorRule is there unasked", put(EVERYBODY, *properties("HypervisorRule", "CidrIp"))),
     ("SshRule is there unasked", put(EVERYBODY, "Parameters", "SshCidr", "Default")),
-    ("the role has a managed policy unasked", put("true", "Parameters", "SessionManager", "Default")),
+    ("sessions are allowed unasked", put("true", "Parameters", "SessionManager", "Default")),
+    ("the role has a policy of somebody else's", put(["arn:aws:iam::aws:policy/X"], *properties("Role", "ManagedPolicyArns"))),
+    ("the role may read", put("s3:GetObject", *properties("Role", "Policies", 0, "PolicyDocument", "Statement", 0, "Action"))),
     ("the image is fixed", put("ami-1", "Parameters", "ImageId", "Default")),
     ("CreditAlarm watches something else", put("CPUUtilization", *properties("CreditAlarm", "MetricName"))),
     ("InstanceAlarm watches another machine", put([], *properties("InstanceAlarm", "Dimensions"))),

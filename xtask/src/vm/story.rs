@@ -352,7 +352,7 @@ as() { who=$1; shift; setpriv --reuid=$who --regid=$who --clear-groups python3 /
 agent=$(pgrep -x choir-sandbox | head -n 1)
 sandbox=$(awk '$1 == 1000 || ($1 < 1000 && $1 + $3 > 1000) { print $2 + 1000 - $1 }' /proc/$agent/uid_map)
 test "$sandbox" -ge 1000000
-for who in $sandbox 7000000 nobody; do
+for who in $sandbox 7000000 65534; do
     test "$(as $who | grep -c '^denied')" -eq 11 || { echo "$who:"; as $who; exit 1; }
 done
 # The owner of the containers has Podman, which is his.
@@ -364,5 +364,19 @@ done
 grep -q '^denied /proc/.*/mem$' /tmp/choir.txt
 test "$(python3 /tmp/probe.py $pid $secret | grep -c '^has')" -eq 11
 rm /etc/choir/secrets/probe
-echo "the sandbox' uid $sandbox, another, and nobody are denied all 11; choir-sandbox all but Podman"
+cat > /tmp/reach.py << 'END'
+import socket
+try:
+    socket.create_connection(("169.254.169.254", 80), 2)
+except PermissionError:
+    print("denied")
+except OSError:
+    print("sent")
+else:
+    print("sent")
+END
+chmod 0644 /tmp/reach.py
+test "$(systemd-run --quiet --user --machine=choir-sandbox@ --pipe python3 /tmp/reach.py)" = denied
+test "$(python3 /tmp/reach.py)" = sent
+echo "the sandbox' uid $sandbox, another, and nobody are denied all 11; choir-sandbox all but Podman, and the metadata service"
 "#;
