@@ -193,7 +193,8 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
     let app = app.clone();
     tokio::spawn(async move {
         tokio::time::sleep(FINDINGS_AFTER).await;
-        for finding in app.stats().await.findings {
+        let stats = app.stats().await;
+        for finding in stats.findings.iter().chain(&stats.advice) {
             tracing::warn!("{finding}");
         }
     });

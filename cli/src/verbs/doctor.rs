@@ -17,15 +17,14 @@ pub struct Args {}
 struct Check {
     name: &'static str,
     ok: bool,
+    /// It works, and would be better otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    advice: bool,
     detail: String,
 }
 
 pub async fn run(ctx: &Context, _args: &Args) -> Result<(), Failure> {
-    let mut checks = vec![Check {
-        name: "version",
-        ok: true,
-        detail: format!("choir {}", env!("CARGO_PKG_VERSION")),
-    }];
+    let mut checks = vec![good("version", format!("choir {}", env!("CARGO_PKG_VERSION")))];
     let client = ctx.anonymous()?;
     checks.push(match client.alive().await {
         Ok(()) => good("reachable", ctx.url.clone()),
@@ -52,7 +51,11 @@ pub async fn run(ctx: &Context, _args: &Args) -> Result<(), Failure> {
         let rows: Vec<Vec<String>> = checks
             .iter()
             .map(|c| {
-                let mark = if c.ok { "ok" } else { "FAILED" };
+                let mark = match (c.ok, c.advice) {
+                    (false, _) => "FAILED",
+                    (true, true) => "advice",
+                    (true, false) => "ok",
+                };
                 vec![mark.to_owned(), c.name.to_owned(), c.detail.clone()]
             })
             .collect();
@@ -77,13 +80,10 @@ async fn signed_in(ctx: &Context, checks: &mut Vec<Check>) {
     match client.box_stats().await {
         Ok(stats) => {
             for (name, version) in &stats.versions {
-                checks.push(Check {
-                    name: "version",
-                    ok: true,
-                    detail: format!("{name} {version}"),
-                });
+                checks.push(good("version", format!("{name} {version}")));
             }
             checks.extend(stats.findings.into_iter().map(|finding| bad("box", finding)));
+            checks.extend(stats.advice.into_iter().map(|sentence| advice("box", sentence)));
         }
         // Only an admin sees the whole box.
         Err(error) if error.code() == Some("admin_only") || error.code() == Some("scope") => {}
@@ -95,25 +95,40 @@ async fn signed_in(ctx: &Context, checks: &mut Vec<Check>) {
                 let view = workspace.slots.get(slot);
                 let detail = format!("{} {}", view.state, view.reason.as_deref().unwrap_or_default());
                 let ok = !matches!(view.state.as_str(), "failed" | "unhealthy");
-                checks.push(Check {
-                    name: slot.as_str(),
-                    ok,
-                    detail: detail.trim().to_owned(),
-                });
+                let judged = if ok { good } else { bad };
+                checks.push(judged(slot.as_str(), detail.trim().to_owned()));
             }
+        }
+        // Nobody needs to have one, for the box to be well.
+        Err(error) if error.status() == Some(404) => {
+            checks.push(advice(
+                "workspace",
+                format!("{} is not there; name another with --workspace", ctx.workspace),
+            ));
         }
         Err(error) => checks.push(bad("workspace", error.to_string())),
     }
 }
 
 fn good(name: &'static str, detail: String) -> Check {
-    Check { name, ok: true, detail }
+    Check {
+        name,
+        ok: true,
+        advice: false,
+        detail,
+    }
+}
+
+fn advice(name: &'static str, detail: String) -> Check {
+    Check {
+        advice: true,
+        ..good(name, detail)
+    }
 }
 
 fn bad(name: &'static str, detail: String) -> Check {
     Check {
-        name,
         ok: false,
-        detail,
+        ..good(name, detail)
     }
 }

@@ -14,6 +14,9 @@ pub struct BoxStats {
     pub sandboxes: BTreeMap<String, usize>,
     /// One sentence for each thing an operator should mend.
     pub findings: Vec<String>,
+    /// One sentence for each thing that works, and would be better otherwise.
+    #[serde(default)]
+    pub advice: Vec<String>,
 }
 
 /// One row of `GET /admin/sandboxes`.

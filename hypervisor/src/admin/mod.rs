@@ -16,7 +16,7 @@ const SAFE_PODMAN: [u64; 3] = [6, 1, 3];
 impl App {
     pub async fn stats(&self) -> BoxStats {
         let services = &self.fleet.services;
-        let mut findings = Vec::new();
+        let (mut findings, mut advice) = (Vec::new(), Vec::new());
         let mut versions = BTreeMap::from([
             ("hypervisor".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
             ("sqlite".to_owned(), choir_store::sqlite_version().to_owned()),
@@ -28,7 +28,7 @@ impl App {
         match services.volumes.backend().await {
             Ok(backend) => {
                 if backend == "plain" {
-                    findings.push("volumes are plain copies: slow, and without disk limits; use btrfs".to_owned());
+                    advice.push("volumes are plain copies: slow, and without disk limits; use btrfs".to_owned());
                 }
                 versions.insert("volumes".to_owned(), backend);
             }
@@ -36,7 +36,7 @@ impl App {
                 "the volumes helper does not answer ({error}); start choir-volumes"
             )),
         }
-        findings.extend(versions.get("podman").and_then(|version| podman_finding(version)));
+        advice.extend(versions.get("podman").and_then(|version| podman_advice(version)));
         if self.vault.is_sealed() {
             findings.push(
                 "sealed: the master key is missing or another database's, so secrets and recovery codes do not work; \
@@ -61,6 +61,7 @@ impl App {
             versions,
             sandboxes,
             findings,
+            advice,
         }
     }
 
@@ -84,8 +85,8 @@ impl App {
     }
 }
 
-/// A sentence about a Podman that is known to be unsafe.
-pub fn podman_finding(version: &str) -> Option<String> {
+/// A sentence about a Podman that would be unsafe without what is done here.
+fn podman_advice(version: &str) -> Option<String> {
     let mut parts = version.split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or(0));
     let version_is = [parts.next(), parts.next(), parts.next()].map(Option::unwrap_or_default);
     (version_is < SAFE_PODMAN).then(|| {
@@ -98,15 +99,15 @@ pub fn podman_finding(version: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::podman_finding;
+    use super::podman_advice;
 
     #[test]
-    fn an_unpatched_podman_is_a_finding_and_a_patched_one_is_not() {
+    fn an_unpatched_podman_is_spoken_of_and_a_patched_one_is_not() {
         for old in ["4.3.1", "5.8.0", "6.1.2", "garbage"] {
-            assert!(podman_finding(old).is_some(), "{old}");
+            assert!(podman_advice(old).is_some(), "{old}");
         }
         for new in ["6.1.3", "6.2.0", "7.0.0-rc1"] {
-            assert!(podman_finding(new).is_none(), "{new}");
+            assert!(podman_advice(new).is_none(), "{new}");
         }
     }
 }

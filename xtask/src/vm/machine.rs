@@ -167,7 +167,9 @@ impl Machine {
     /// What a script of root's says, which is run by `bash -euo pipefail`.
     pub fn run(&self, script: &str) -> Result<String> {
         let mut ssh = self.ssh();
-        ssh.args(["root@vm", "bash -euo pipefail -s 2>&1"]);
+        // Not by its own input: what it starts would read the rest of it.
+        let shell = "script=$(cat); exec bash --norc -euo pipefail -c \"$script\" < /dev/null 2>&1";
+        ssh.args(["root@vm", shell]);
         let mut ssh = ssh
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
