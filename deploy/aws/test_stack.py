@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -295,6 +296,22 @@ class AgainstServer(unittest.TestCase):
         self.s3.create_bucket(Bucket=name)
         self.s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
 
+    def records(self, zone):
+        found = self.route53.list_resource_record_sets(HostedZoneId=zone)["ResourceRecordSets"]
+        # Route 53 writes the star as its octal code.
+        return {
+            (it["Name"].rstrip(".").replace("\\052", "*"), it["ResourceRecords"][0]["Value"])
+            for it in found
+            if it["Type"] == "A"
+        }
+
+    def zones(self):
+        """Ids of the zones of both domains."""
+        return [
+            self.route53.create_hosted_zone(Name=name, CallerReference=name)["HostedZone"]["Id"].rpartition("/")[2]
+            for name in ("example.com", "example.net")
+        ]
+
 
 class Stack(AgainstServer):
     def make(self, template=None, **given):
@@ -329,15 +346,6 @@ class Stack(AgainstServer):
         # moto writes what CloudFormation gave it as Python, not as JSON.
         return ast.literal_eval(found["PolicyDocument"])
 
-    def records(self, zone):
-        found = self.route53.list_resource_record_sets(HostedZoneId=zone)["ResourceRecordSets"]
-        # Route 53 writes the star as its octal code.
-        return {
-            (it["Name"].rstrip(".").replace("\\052", "*"), it["ResourceRecords"][0]["Value"])
-            for it in found
-            if it["Type"] == "A"
-        }
-
     def test_by_default_only_http_and_https_are_open(self):
         self.make()
         self.assertEqual(self.open_ports(), {(80, EVERYBODY), (443, EVERYBODY)})
@@ -369,10 +377,7 @@ class Stack(AgainstServer):
         self.assertEqual((attached["InstanceId"], attached["Device"]), (host["InstanceId"], "/dev/sdf"))
 
     def test_the_records_lead_to_the_address(self):
-        control, sandboxes = (
-            self.route53.create_hosted_zone(Name=name, CallerReference=name)["HostedZone"]["Id"].rpartition("/")[2]
-            for name in ("example.com", "example.net")
-        )
+        control, sandboxes = self.zones()
         self.make(
             ControlDomain="choir.example.com",
             ControlZoneId=control,
@@ -518,6 +523,25 @@ class Script(AgainstServer):
         self.assertEqual((code, self.stacks()), (0, []))
         self.assertIn(f"delete-volume --volume-id {volume}", output)
         self.assertIn(f"--backup-bucket {bucket}", output)
+
+    def test_the_commands_of_the_runbook_do_what_it_says(self):
+        text = (HERE / "../../docs/runbook/aws.md").read_text()
+        create, resize, destroy = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        control, sandboxes = self.zones()
+        create = create.replace("Z0123", control).replace("Z0456", sandboxes)
+        self.assertEqual(self.run_line(create)[::2], (0, ""))
+        address = self.part("Address")
+        self.assertEqual(self.records(control), {("choir.example.com", address)})
+        self.assertEqual(self.records(sandboxes), {("*.example.net", address)})
+        self.assertEqual(self.run_line(resize)[0], 0)
+        self.assertIn("ParameterValue=t3a.xlarge", self.asked.read_text())
+        self.assertEqual(self.run_line(destroy, typed="choir\n")[0], 0)
+        self.assertEqual(self.stacks(), [])
+
+    def run_line(self, line, typed=""):
+        words = shlex.split(line.replace("\\\n", " "))
+        self.assertEqual(words[0], "deploy/aws/choir-aws")
+        return self.run_script(*words[1:], typed=typed)
 
     def test_what_an_earlier_stack_left_is_taken_where_its_bucket_keeps_versions(self):
         volume = self.ec2.create_volume(AvailabilityZone="us-east-1c", Size=80)["VolumeId"]

@@ -63,6 +63,7 @@ impl App {
         let release = match self.releases.default_state() {
             DefaultRelease::Ready => "ok",
             DefaultRelease::Importing => "importing",
+            DefaultRelease::Missing => "missing",
             DefaultRelease::Failed(_) => "failed",
         };
         BTreeMap::from([

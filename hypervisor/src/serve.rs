@@ -1,5 +1,6 @@
 //! Composes the control plane from its configuration and runs it until it is told to stop.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::FromRawFd;
 use std::path::Path;
@@ -269,7 +270,10 @@ async fn settle(app: Arc<App>, stop: CancellationToken) {
     tokio::spawn(offer_claim(app.clone(), stop.clone()));
     let image = match &app.config.sandboxes.default_image {
         // A link leads to the newest; the release is called after the file itself.
-        Some(image) => Ok(image.canonicalize().unwrap_or_else(|_| image.clone())),
+        Some(image) => match image.canonicalize() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return app.releases.do_without(image).await,
+            known => Ok(known.unwrap_or_else(|_| image.clone())),
+        },
         None => places::empty_archive(&app.config.beside_store("empty.tar")),
     };
     match image {

@@ -4,6 +4,7 @@
 mod disk;
 mod load;
 mod machine;
+mod runbook;
 mod story;
 
 use std::fs;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::package::{self, Contents};
@@ -90,14 +91,16 @@ fn tell(workspace: &Workspace, programs: &Path, options: &Options) -> Result<()>
         ("choir.deb", package.as_path()),
         ("previous.deb", previous.as_path()),
         ("release.tar", release.as_path()),
-        ("backup.md", &workspace.workspace_root.join("docs/runbook/backup.md")),
     ];
     let disk = disk::make(&directory, &carried)?;
     let begun = Instant::now();
     let machine = Machine::start(&disk, &directory)?;
     let accelerator = machine.accelerator;
-    let mut story = Story::new(machine);
-    let told = story.tell().with_context(|| story.evidence());
+    let mut story = Story::new(machine, &workspace.workspace_root)?;
+    let told = story.tell();
+    if told.is_err() {
+        println!("{}", story.evidence());
+    }
     println!(
         "    the virtual machine ({accelerator}) was in use for {:.0} s",
         begun.elapsed().as_secs_f64()

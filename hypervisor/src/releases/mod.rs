@@ -28,6 +28,8 @@ const DEFAULTS_KEPT: usize = 2;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DefaultRelease {
     Importing,
+    /// Whoever makes its archive starts the hypervisor again when it is there.
+    Missing,
     Ready,
     /// One sentence that says what to do.
     Failed(String),
@@ -91,6 +93,17 @@ impl Releases {
                 tracing::error!(reason, archive = %archive.display(), "the default release could not be imported");
                 DefaultRelease::Failed(reason)
             }
+        };
+        self.default.send_replace(state);
+    }
+
+    /// In place of the former, while there is no archive: what was imported before is still good.
+    pub async fn do_without(&self, archive: &Path) {
+        tracing::warn!(archive = %archive.display(), "the default release is not there");
+        let state = match self.newest().await {
+            Ok(Some(_)) => DefaultRelease::Ready,
+            Ok(None) => DefaultRelease::Missing,
+            Err(error) => DefaultRelease::Failed(text(error)),
         };
         self.default.send_replace(state);
     }

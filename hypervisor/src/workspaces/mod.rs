@@ -80,6 +80,11 @@ impl App {
                 "no_release",
                 format!("There is no release to start from: {reason}. Ask the operator to look at the log."),
             ),
+            DefaultRelease::Missing => (
+                "release_missing",
+                "The default release is still being made, which takes some minutes after installing; try again then."
+                    .to_owned(),
+            ),
             _ => (
                 "release_importing",
                 "The default release is still being imported; try again in a minute.".to_owned(),

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::Report;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, cargo};
 use crate::{command, units};
 
 /// Where the flake's inputs are: nothing of them is in the repository.
@@ -21,6 +21,12 @@ const CRANE: &str = "CHOIR_CRANE";
 /// Keys of the configuration file that the module leaves out: what listens is the socket unit's, and the other runtime
 /// isolates nothing.
 const LEFT_OUT: &[(&str, &str)] = &[("listen", "address"), ("listen", "port"), ("sandboxes", "runtime")];
+
+/// Program, what makes it fail at a finding, and the package that has it; a program that is there is not built again.
+const LINTERS: &[(&str, &str, &str)] = &[
+    ("nixfmt", "--check", "nixfmt_rs@0.5.3"),
+    ("deadnix", "--fail", "deadnix@1.3.1"),
+];
 
 /// `programs`: where the shipped programs were built.
 pub(super) fn run(workspace: &Workspace, programs: &Path, report: &mut Report) {
@@ -33,14 +39,14 @@ pub(super) fn run(workspace: &Workspace, programs: &Path, report: &mut Report) {
         accepted(&compared.settings, programs, &workspace.target_directory)?;
         every_key(&compared.settings, root)
     });
-    for (linter, arguments, package) in [("nixfmt", "--check", "nixfmt_rs"), ("deadnix", "--fail", "deadnix")] {
-        if command::find(linter).is_none() {
-            let reason = format!("{linter} is not installed (`cargo install --locked {package}`)");
-            report.skip(linter, &reason);
-            continue;
-        }
+    for (linter, argument, package) in LINTERS {
         report.check(linter, || {
-            command::run(Command::new(linter).arg(arguments).args(files(root, "*.nix")?))
+            let tools = workspace.target_directory.join("tools");
+            let mut install = cargo();
+            install.args(["install", "--quiet", "--debug", "--locked", "--root"]);
+            command::run(install.arg(&tools).arg(package))?;
+            let mut lint = Command::new(tools.join("bin").join(linter));
+            command::run(lint.arg(argument).args(files(root, "*.nix")?))
         });
     }
     match (std::env::var_os(NIXPKGS), std::env::var_os(CRANE)) {
@@ -255,6 +261,13 @@ mod tests {
         assert_eq!(of("A"), [field("one", "u16"), field("three", "Option<B>")]);
         assert_eq!(of("B"), [field("four", "u8")]);
         assert!(of("C").is_empty());
+    }
+
+    #[test]
+    fn the_quick_start_of_the_readme_is_the_one_that_is_evaluated_and_short() {
+        let quick_start = include_str!("../../../nix/quick-start.nix");
+        assert!(include_str!("../../../README.md").contains(&format!("```nix\n{quick_start}```\n")));
+        assert!(quick_start.lines().count() <= 15);
     }
 
     /// Files that a program's source takes in, by their extension.

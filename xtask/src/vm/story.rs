@@ -1,12 +1,14 @@
 //! What is tried in the virtual machine, in the order in which a box lives: installed, used, killed, rebooted, cut off from
 //! power, upgraded and taken back, restored, removed. Each step fails with what the machine said.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use super::load::{Answered, Load};
 use super::machine::Machine;
+use super::runbook::Runbook;
 
 /// What every script begins with: the command line of the smoke's user, and waiting for a condition, which ends the
 /// script where it does not come.
@@ -17,6 +19,15 @@ until_() { timeout 240 bash -c "until $*; do sleep 0.3; done" || { echo "never: 
 ready() { until_ 'curl -fs -o /dev/null http://localhost:9090/readyz'; }
 "#;
 
+/// Every file but what a system writes of itself and for itself.
+const LIST: &str = r"list() {
+    find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /root -o -path /var/log -o -path /var/lib/dpkg \
+        -o -path /var/cache/apt -o -path /var/lib/apt \) -prune -o -print | sort
+}";
+
+/// In place of the one that is made in the background, which under emulation would take an hour.
+const SMALL_RELEASE: &str = "mkdir -p /var/lib/choir/image; ln -s /media/release.tar /var/lib/choir/image/default.tar";
+
 /// Every agent by its process id and the time at which it was started: whoever is the same was not restarted.
 const AGENTS: &str = "ps -eo pid=,lstart=,comm= | grep ' choir-sandbox$' || true";
 
@@ -24,13 +35,22 @@ const WORST_EXPOSURE: &str = "15";
 
 pub struct Story {
     pub machine: Machine,
+    install: Runbook,
+    deploy: Runbook,
+    backup: Runbook,
 }
 
 type Step = fn(&mut Story) -> Result<String>;
 
 impl Story {
-    pub fn new(machine: Machine) -> Self {
-        Self { machine }
+    pub fn new(machine: Machine, repository: &Path) -> Result<Self> {
+        let runbook = |name: &str| Runbook::read(&repository.join("docs/runbook").join(name));
+        Ok(Self {
+            machine,
+            install: runbook("install.md")?,
+            deploy: runbook("deploy.md")?,
+            backup: runbook("backup.md")?,
+        })
     }
 
     pub fn tell(&mut self) -> Result<()> {
@@ -49,16 +69,19 @@ impl Story {
             ("the power fails", Self::power_fails),
             ("upgrade, asked all the while", Self::upgraded),
             ("back to the version before, and a smoke", Self::taken_back),
+            ("down, and up", Self::stopped),
             ("the timers' services", Self::services),
             ("the runbook of backups", Self::restored),
-            ("is removed, and nothing is left", Self::purged),
+            ("is removed, comes back, is removed for good", Self::removed),
         ];
         for (name, step) in steps {
             let begun = Instant::now();
             let said = step(self).with_context(|| (*name).to_owned())?;
             println!("    {:>6.1} s  {name}: {said}", begun.elapsed().as_secs_f64());
         }
-        Ok(())
+        [&self.install, &self.deploy, &self.backup]
+            .into_iter()
+            .try_for_each(Runbook::is_done)
     }
 
     /// The last words of the machine, for who reads of a failure.
@@ -68,7 +91,7 @@ impl Story {
     }
 
     fn run(&self, script: &str) -> Result<String> {
-        self.machine.run(&format!("{PRELUDE}{script}"))
+        self.machine.run(&format!("cd /root\n{PRELUDE}{script}"))
     }
 
     fn boots(&mut self) -> Result<String> {
@@ -79,28 +102,28 @@ impl Story {
     }
 
     fn is_installed(&mut self) -> Result<String> {
-        let said = self.run(
-            r#"
-list() { find / -xdev \( -path /proc -o -path /sys -o -path /tmp \) -prune -o -print | sort; }
-list > /root/before.txt
-getent passwd > /root/users.txt
-mkdir -p /var/lib/choir/image
-ln -s /media/release.tar /var/lib/choir/image/default.tar
-DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 /media/previous.deb < /dev/null 2>&1
-"#,
-        )?;
+        let install = self.install.next()?;
+        let said = self.run(&format!(
+            "{LIST}\nlist > before.txt; getent passwd > users.txt\n{SMALL_RELEASE}\ncp /media/previous.deb choir.deb\n{install}"
+        ))?;
         ensure!(said.contains("Claim it within"), "no claim link:\n{said}");
-        let users = self.run("getent passwd choir choir-sandbox | cut -d: -f1,7 | paste -sd' '")?;
-        Ok(format!("users {users}"))
+        let claim = self.install.next()?;
+        self.run(&format!("{} | grep -o 'http.*' > claim", claim.trim_end()))?;
+        self.run("getent passwd choir choir-sandbox | cut -d: -f1,7 | paste -sd' '")
     }
 
     fn is_ready(&mut self) -> Result<String> {
-        self.run("ready; curl -fsS http://localhost:9090/readyz")
+        let wait = self.install.next()?;
+        let said = self.run(&wait)?;
+        let ready = said.lines().find(|line| line.starts_with("ready "));
+        let ready = ready.with_context(|| said.clone())?.to_owned();
+        let check = self.install.next()?;
+        self.run(&check)?;
+        Ok(ready)
     }
 
     fn smoke(&mut self) -> Result<String> {
-        let said =
-            self.run("choir smoke --invite-file /var/lib/choir/hypervisor/claim-link --keep --token-file /root/token")?;
+        let said = self.run("choir smoke --invite-file claim --keep --token-file /root/token")?;
         let verdict = said.lines().find(|line| line.starts_with("passed: "));
         Ok(verdict.with_context(|| said.clone())?.to_owned())
     }
@@ -228,22 +251,24 @@ for slot in live dev; do test "$(smoke exec $slot -- 'cat ~/mark')" = $slot; don
     }
 
     fn upgraded(&mut self) -> Result<String> {
-        self.changed_to("/media/choir.deb")
+        self.changed_by("cp /media/choir.deb choir.deb")
     }
 
     fn taken_back(&mut self) -> Result<String> {
-        let said = self.changed_to("/var/cache/choir/former.deb")?;
+        let said = self.changed_by("")?;
         self.run("choir invites create > /root/invite; choir smoke --invite-file /root/invite")?;
         Ok(said)
     }
 
-    fn changed_to(&mut self, package: &str) -> Result<String> {
+    /// The next block of the runbook of upgrades, with what comes before it.
+    fn changed_by(&mut self, before: &str) -> Result<String> {
         const VERSION: &str = "choir-box status | head -n 1";
-        let before = self.run(VERSION)?;
-        let answered = self.under_load(&format!("choir-box upgrade {package}"))?;
-        let after = self.run(VERSION)?;
-        ensure!(before != after, "it is {after} before and after");
-        Ok(format!("{before} to {after}, {answered}"))
+        let was = self.run(VERSION)?;
+        let block = self.deploy.next()?;
+        let answered = self.under_load(&format!("{before}\n{block}"))?;
+        let is = self.run(VERSION)?;
+        ensure!(was != is, "it is {is} before and after");
+        Ok(format!("{was} to {is}, {answered}"))
     }
 
     fn services(&mut self) -> Result<String> {
@@ -258,18 +283,17 @@ echo doctor and drill pass
         )
     }
 
-    /// The commands of docs/runbook/backup.md as they stand there.
+    fn stopped(&mut self) -> Result<String> {
+        let down_and_up = self.install.next()?;
+        self.run(&down_and_up)?;
+        self.comes_back()?;
+        Ok("both run again".to_owned())
+    }
+
     fn restored(&mut self) -> Result<String> {
         let begun = Instant::now();
-        self.run(
-            r#"
-mkdir -p /root/runbook && cd /root/runbook
-sed -n '/^```sh$/,/^```$/p' /media/backup.md | grep -v '^```' > commands
-test $(wc -l < commands) -gt 10
-bash -euo pipefail commands
-ready
-"#,
-        )?;
+        let commands = self.backup.rest();
+        self.run(&format!("mkdir runbook; cd runbook\n{commands}\nready"))?;
         let took = seconds(begun.elapsed());
         // Tokens have ended: what the sandboxes hold is looked at from outside.
         let marks = self.run(
@@ -282,22 +306,21 @@ for pid in $(pgrep -x choir-sandbox); do nsenter --target $pid --mount cat /home
         Ok(format!("backup, loss of box and key, and restore took {took}"))
     }
 
-    fn purged(&mut self) -> Result<String> {
-        self.run(
-            r#"
-choir-box uninstall > /dev/null
-test -e /var/lib/choir/hypervisor/choir.db
-test -z "$(pgrep -x choir-sandbox)"
-DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet=2 choir < /dev/null > /dev/null
-list() { find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /root -o -path /var/log -o -path /var/lib/dpkg -o -path /var/cache/apt -o -path /var/lib/apt \) -prune -o -print | sort; }
-left=$(list | comm -13 /root/before.txt -)
-test -z "$left" || { echo "left behind: $left"; exit 1; }
-getent passwd | diff /root/users.txt -
-! grep choir /etc/subuid /etc/subgid /proc/mounts
-! systemctl list-units --all --plain --no-legend 'choir*' '*choir*.mount' | grep .
+    fn removed(&mut self) -> Result<String> {
+        let remove_and_install = self.install.next()?;
+        self.run(&remove_and_install)?;
+        let purge = self.install.next()?;
+        self.run(&format!(
+            r#"{purge}
+{LIST}
+left=$(list | comm -13 before.txt -)
+test -z "$left" || {{ echo "left behind: $left"; exit 1; }}
+getent passwd | diff users.txt -
+if grep choir /etc/subuid /etc/subgid /proc/mounts; then exit 1; fi
+if systemctl list-units --all --plain --no-legend 'choir*' '*choir*.mount' | grep .; then exit 1; fi
 echo no file, user, mount or unit
-"#,
-        )
+"#
+        ))
     }
 
     fn agents(&self) -> Result<String> {

@@ -2,11 +2,15 @@
 
 use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
+use std::sync::Arc;
 use std::time::Duration;
 
 use choir_core::{ReleaseId, Slot};
+use choir_hypervisor::config::Config;
+use choir_hypervisor::egress::Outside;
 use choir_hypervisor::reconcile::trial::tried_in;
-use choir_runtime::sim::Fault;
+use choir_runtime::SimVolumes;
+use choir_runtime::sim::{Fault, World};
 use serde_json::{Value, json};
 
 use super::{Box, change, sandbox, shown, workspace};
@@ -365,4 +369,30 @@ async fn of_the_boxs_own_releases_the_last_two_stay_and_only_an_administrator_de
     ada.delete(&path(0)).await.refused(StatusCode::CONFLICT, "in_use");
     ada.delete(&path(1)).await.expect(StatusCode::NO_CONTENT);
     assert_eq!(names(&mut bob).await, ["default-4", "default-1"]);
+}
+
+#[tokio::test]
+async fn a_box_without_its_image_says_so_until_it_has_one_and_then_does_without() {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let mut config = Config::default();
+    config.store.path = directory.path().join("choir.db");
+    let start = Box::compose(
+        directory,
+        Arc::new(config),
+        World::new(),
+        SimVolumes::default(),
+        Outside::system(),
+    )
+    .await;
+    let mut ada = start.ada().await;
+    let of_release = async |browser: &mut Browser| browser.get("/readyz").await.json()["parts"]["release"].clone();
+    let image = std::path::Path::new("default-1.tar");
+    start.app.releases.do_without(image).await;
+    assert_eq!(of_release(&mut ada).await, "missing");
+    let asked = ada.post("/api/workspaces", json!({"name": "main"})).await;
+    asked.refused(StatusCode::SERVICE_UNAVAILABLE, "release_missing");
+    start.app.releases.ensure_default(image).await;
+    workspace(&mut ada).await;
+    start.app.releases.do_without(image).await;
+    assert_eq!(of_release(&mut ada).await, "ok");
 }
