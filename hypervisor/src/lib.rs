@@ -21,7 +21,7 @@ pub mod gate;
 pub mod grants;
 pub mod health;
 pub mod keys;
-mod manager;
+mod notify;
 pub mod pages;
 pub mod places;
 pub mod pressure;

@@ -28,7 +28,7 @@ use crate::egress::{Deps, Gateway, Outside};
 use crate::events::Events;
 use crate::gate::Gatekeeper;
 use crate::keys::{self, Keys};
-use crate::manager::Manager;
+use crate::notify::Manager;
 use crate::places;
 use crate::prove::Searches;
 use crate::providers::Providers;

@@ -34,6 +34,9 @@ pub struct Options {
     /// The package to upgrade from, and to go back to [default: the same programs under an earlier version]
     #[arg(long, value_name = "FILE")]
     previous: Option<PathBuf>,
+    /// Which Debian runs there, by its code name [default: this machine's]
+    #[arg(long, value_name = "NAME")]
+    suite: Option<String>,
     /// Leave the machine running at the end, and say how to enter it
     #[arg(long)]
     keep: bool,
@@ -55,6 +58,7 @@ pub fn test(workspace: &Workspace, programs: &Path) -> Result<()> {
     let options = Options {
         package: None,
         previous: None,
+        suite: None,
         keep: false,
     };
     tell(workspace, programs, &options)
@@ -92,7 +96,7 @@ fn tell(workspace: &Workspace, programs: &Path, options: &Options) -> Result<()>
         ("previous.deb", previous.as_path()),
         ("release.tar", release.as_path()),
     ];
-    let disk = disk::make(&directory, &carried)?;
+    let disk = disk::make(&directory, options.suite.as_deref(), &carried)?;
     let begun = Instant::now();
     let machine = Machine::start(&disk, &directory)?;
     let accelerator = machine.accelerator;

@@ -42,8 +42,8 @@ pub struct Disk {
 }
 
 /// Makes both in `directory`; the tree of packages is found there a second time.
-pub fn make(directory: &Path, carried: &[(&str, &Path)]) -> Result<Disk> {
-    let tree = tree(directory)?;
+pub fn make(directory: &Path, suite: Option<&str>, carried: &[(&str, &Path)]) -> Result<Disk> {
+    let tree = tree(directory, suite)?;
     let root = directory.join("root.img");
     format(&root, SIZE, &tree.join("root"))?;
     let load = directory.join("carried");
@@ -72,9 +72,12 @@ fn format(image: &Path, size: &str, content: &Path) -> Result<()> {
 }
 
 /// `root`, `kernel`, `initrd` and `key` in a directory that is called after what went in.
-fn tree(directory: &Path) -> Result<PathBuf> {
-    let suite = host::suite()?;
-    let (stanzas, lines) = host::sources(&suite)?;
+fn tree(directory: &Path, suite: Option<&str>) -> Result<PathBuf> {
+    let own = host::suite()?;
+    let suite = suite.unwrap_or(&own).to_owned();
+    // The mirror has the others, too.
+    let (stanzas, lines) = host::sources(&own)?;
+    let [stanzas, lines] = [stanzas, lines].map(|text| text.replace(&own, &suite));
     let options = host::apt_options()?;
     let packages = packages();
     let mut hash = Sha256::new();
@@ -138,6 +141,8 @@ install -D -m 0600 "$KEY" "$1/root/.ssh/authorized_keys"
 printf '[Match]\nName=e*\n[Network]\nDHCP=yes\n' > "$1/etc/systemd/network/10-vm.network"
 chroot "$1" systemctl --quiet enable systemd-networkd
 echo choir-vm > "$1/etc/hostname"
+# It reaches nobody, which apt notices at once where there is no resolver to wait for.
+: > "$1/etc/resolv.conf"
 printf '/dev/vda / ext4 defaults 0 1\n/dev/vdb /media ext4 ro 0 0\n' > "$1/etc/fstab"
 "#;
 

@@ -57,12 +57,11 @@ impl Load {
 
 impl fmt::Display for Answered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (good, bad) = (self.good, self.bad.len());
-        write!(
-            f,
-            "{good} answered, {bad} not, longest {:.1} s",
-            self.longest.as_secs_f64()
-        )
+        write!(f, "{} answered, longest {:.1} s", self.good, self.longest.as_secs_f64())?;
+        match &self.bad[..] {
+            [] => Ok(()),
+            bad => write!(f, ", and not: {}", bad.join(", ")),
+        }
     }
 }
 

@@ -97,7 +97,7 @@ impl Story {
     fn boots(&mut self) -> Result<String> {
         self.machine.log_in()?;
         self.run(
-            "stat -fc %T /sys/fs/cgroup | grep -qx cgroup2fs; echo Linux $(uname -r), $(systemctl --version | head -1)",
+            "stat -fc %T /sys/fs/cgroup | grep -qx cgroup2fs; echo Linux $(uname -r), $(systemctl --version | sed -n 1p)",
         )
     }
 
@@ -262,7 +262,7 @@ for slot in live dev; do test "$(smoke exec $slot -- 'cat ~/mark')" = $slot; don
 
     /// The next block of the runbook of upgrades, with what comes before it.
     fn changed_by(&mut self, before: &str) -> Result<String> {
-        const VERSION: &str = "choir-box status | head -n 1";
+        const VERSION: &str = "choir-box status | sed -n 1p";
         let was = self.run(VERSION)?;
         let block = self.deploy.next()?;
         let answered = self.under_load(&format!("{before}\n{block}"))?;
@@ -366,7 +366,7 @@ ready
 pid=$(systemctl show -P MainPID choir-hypervisor)
 secret=/run/credentials/choir-hypervisor.service/secrets_probe
 as() { who=$1; shift; setpriv --reuid=$who --regid=$who --clear-groups python3 /tmp/probe.py $pid $secret; }
-agent=$(pgrep -x choir-sandbox | head -n 1)
+agent=$(pgrep -x choir-sandbox | sed -n 1p)
 sandbox=$(awk '$1 == 1000 || ($1 < 1000 && $1 + $3 > 1000) { print $2 + 1000 - $1 }' /proc/$agent/uid_map)
 test "$sandbox" -ge 1000000
 for who in $sandbox 7000000 65534; do
