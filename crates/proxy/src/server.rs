@@ -34,6 +34,8 @@ use crate::{Body, head, site};
 /// Read and write buffers of one connection: what a head may take (32 KiB), and room to say 414 to a longer one.
 const BUFFER: usize = 36 * 1024;
 const MAX_HEADERS: usize = 100;
+/// How long a connection that never asked may still do so when the server stops: its first request may be on its way.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How long accepting rests when the process is out of descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_secs(5);
@@ -155,7 +157,9 @@ impl<C: Control, G: Gate> Server<C, G> {
     async fn connection(self: Arc<Self>, stream: TcpStream, from: IpAddr, slot: Slot, doors: Doors) {
         // Fails only when the client is gone already.
         _ = stream.set_nodelay(true);
+        let asked = CancellationToken::new();
         let service = service_fn(|request| {
+            asked.cancel();
             let server = self.clone();
             async move { Ok::<_, Infallible>(server.answer(request, from).await) }
         });
@@ -168,9 +172,14 @@ impl<C: Control, G: Gate> Server<C, G> {
             .serve_connection(TokioIo::new(PacedIo::new(stream, slot)), service)
             .with_upgrades();
         let mut connection = pin!(connection);
+        let told_to_end = async {
+            doors.stop.cancelled().await;
+            // Who has just come is about to ask, and would take its end for a failure.
+            _ = tokio::time::timeout(FIRST_REQUEST, asked.cancelled()).await;
+        };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = doors.stop.cancelled() => {
+            () = told_to_end => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = connection => ended,

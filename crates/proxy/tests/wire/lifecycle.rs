@@ -206,6 +206,24 @@ async fn stopping_finishes_requests_closes_idle_connections_and_says_1012() {
 }
 
 #[tokio::test]
+async fn who_connected_before_the_stop_and_asks_after_it_is_answered() {
+    let world = world(plain).await;
+    let mut early = world.connect().await;
+    // Came after it: when this one is answered, both were accepted.
+    let mut idle = world.connect().await;
+    idle.write_all(good("/").as_bytes()).await.unwrap();
+    response(&mut idle).await;
+    world.stop.cancel();
+    let mut end = Vec::new();
+    idle.read_to_end(&mut end).await.unwrap();
+    early.write_all(good("/late").as_bytes()).await.unwrap();
+    assert_eq!(status(&response(&mut early).await), 200);
+    early.read_to_end(&mut end).await.unwrap();
+    assert!(end.is_empty());
+    world.served.await.unwrap();
+}
+
+#[tokio::test]
 async fn the_time_to_drain_is_bounded() {
     let bounds = Bounds {
         drain: Duration::from_millis(50),
