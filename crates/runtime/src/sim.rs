@@ -53,8 +53,9 @@ struct Inner {
     own: HashMap<SandboxId, Result<String, String>>,
     /// What is to be seen in sandboxes beside what the simulation puts there.
     planted: HashMap<SandboxId, Vec<(Part, String, Vec<u8>)>>,
-    /// Where the runtimes that look at this world are told what happens.
-    watchers: Vec<mpsc::Sender<Notice>>,
+    /// Where the runtime that looks at this world is told what happens: the last one, as those before belong to processes
+    /// that have ended.
+    watcher: Option<mpsc::Sender<Notice>>,
 }
 
 #[derive(Debug)]
@@ -127,18 +128,17 @@ impl World {
         self.with(generation, |c| c.log.push(line))
     }
 
-    /// As if the process inside had ended; every runtime over this world tells. Nothing happens where none runs.
+    /// As if the process inside had ended; the runtime over this world tells. Nothing happens where none runs.
     pub async fn exit(&self, generation: &Generation, exit: Exit) {
-        let watchers = {
+        let watcher = {
             let mut world = self.lock();
             match world.containers.get_mut(generation) {
                 Some(c) if matches!(c.seen, Seen::Running | Seen::Paused) => c.seen = Seen::Exited(exit.clone()),
                 _ => return,
             }
-            world.watchers.retain(|w| !w.is_closed());
-            world.watchers.clone()
+            world.watcher.clone()
         };
-        for watcher in watchers {
+        if let Some(watcher) = watcher {
             let notice = Notice::Exited {
                 generation: generation.clone(),
                 exit: exit.clone(),
@@ -170,7 +170,7 @@ impl Sim {
     /// A runtime that sees the world's containers.
     pub fn new(world: World) -> Self {
         let (sender, notices) = gate::notices();
-        world.lock().watchers.push(sender.clone());
+        world.lock().watcher = Some(sender.clone());
         Self {
             world,
             sender,

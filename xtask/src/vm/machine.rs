@@ -66,7 +66,7 @@ impl Machine {
             qemu.arg("-drive");
             qemu.arg(format!("file={},if=virtio,format=raw,cache=unsafe", image.display()));
         }
-        let forward = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22");
+        let forward = format!("user,id=net,hostfwd=tcp:127.0.0.1:{ssh_port}-:22");
         qemu.args(["-netdev", &forward, "-device", "virtio-net-pci,netdev=net"]);
         qemu.args(["-device", "virtio-rng-pci"]);
         let log = fs::File::create(directory.join("qemu.log"))?;
