@@ -50,7 +50,9 @@
         }
       );
 
-      devShells = over (linux ++ darwin) (_: pkgs: { default = import ./nix/shell.nix { inherit pkgs; }; });
+      devShells = over (linux ++ darwin) (
+        _: pkgs: { default = import ./nix/shell.nix { inherit pkgs; }; }
+      );
 
       checks = over linux (
         system: pkgs:

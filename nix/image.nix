@@ -4,7 +4,11 @@
 { pkgs }:
 let
   inherit (pkgs) lib;
-  named = name: lib.attrByPath (lib.splitString "." name) (throw "nixpkgs has no ${name}: change nix/image-packages.nix") pkgs;
+  named =
+    name:
+    lib.attrByPath (lib.splitString "." name)
+      (throw "nixpkgs has no ${name}: change nix/image-packages.nix")
+      pkgs;
   tools = map named (lib.unique (lib.concatLists (lib.attrValues (import ./image-packages.nix))));
   tree = pkgs.buildEnv {
     name = "choir-default-tools";

@@ -11,10 +11,15 @@ let
   fillText =
     text:
     let
-      filled = builtins.replaceStrings (map (name: "@${name}@") names) (map (name: places.${name}) names) text;
+      filled = builtins.replaceStrings (map (name: "@${name}@") names) (map (
+        name: places.${name}
+      ) names) text;
       left = builtins.match ".*(@[a-z_]+@).*" filled;
     in
-    if left == null then filled else throw "deploy/units.json: nothing is known to stand for ${builtins.head left}";
+    if left == null then
+      filled
+    else
+      throw "deploy/units.json: nothing is known to stand for ${builtins.head left}";
   fill = value: if builtins.isList value then map fillText value else fillText value;
 
   toList = value: if builtins.isList value then value else [ value ];

@@ -30,7 +30,8 @@ in
       virtualHosts = {
         ${host.name} = site (lib.optionalString (!isPublic) internal);
         "*.${sandboxes.domain}" =
-          site (lib.optionalString (!isPublic) internal) // lib.optionalAttrs isPublic { useACMEHost = sandboxes.domain; };
+          site (lib.optionalString (!isPublic) internal)
+          // lib.optionalAttrs isPublic { useACMEHost = sandboxes.domain; };
       };
     };
     security.acme = lib.mkIf isPublic {

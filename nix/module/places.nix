@@ -83,7 +83,9 @@ in
   places = {
     bin = "${cfg.package}/bin";
     config = "${checked}";
-    containers_conf = "${pkgs.writeText "containers.conf" (builtins.readFile ../../deploy/debian/containers.conf)}";
+    containers_conf = "${pkgs.writeText "containers.conf" (
+      builtins.readFile ../../deploy/debian/containers.conf
+    )}";
     id = "${pkgs.coreutils}/bin/id";
     image = archive;
     libexec = "${pkgs.linkFarm "choir-libexec" (

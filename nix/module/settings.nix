@@ -16,11 +16,13 @@ let
       inherit default description;
     };
   submodule = options: types.submodule { inherit options; };
-  plain = description: type: mkOption {
-    type = types.nullOr type;
-    default = null;
-    inherit description;
-  };
+  plain =
+    description: type:
+    mkOption {
+      type = types.nullOr type;
+      default = null;
+      inherit description;
+    };
   group =
     section: keys:
     mkOption {
@@ -48,10 +50,12 @@ let
     };
   };
   provider = submodule {
-    kind = plain "Whose API it speaks." (types.enum [
-      "openai"
-      "anthropic"
-    ]);
+    kind = plain "Whose API it speaks." (
+      types.enum [
+        "openai"
+        "anthropic"
+      ]
+    );
     upstream = plain "`https://HOST`, perhaps with a port and a path." (types.strMatching "https://.+");
     key = plain "Name of the credential with the box's key; see services.choir.secrets." types.str;
     daily_requests = plain "Requests of one user in a day with the box's key." count;
@@ -116,6 +120,10 @@ in
   };
   backup = group "backup" {
     recipients = key (types.listOf (types.strMatching "age1[0-9a-z]+")) "Public keys of who can read backups.";
+  };
+  # Nix brings no command line for other machines.
+  downloads = group "downloads" {
+    dir = _: _: plain "Files that everybody may download at /download." types.str;
   };
   audit = group "audit" {
     keep_days = key (types.ints.between 0 36500) "Days that the audit trail is kept; 0 for ever.";

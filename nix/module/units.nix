@@ -33,7 +33,9 @@ let
     "choir-image.service"
     "choir-volumes.service"
   ];
-  onFailure = lib.genAttrs alerted (_: { Unit.OnFailure = "choir-alert@%n.service"; });
+  onFailure = lib.genAttrs alerted (_: {
+    Unit.OnFailure = "choir-alert@%n.service";
+  });
   token = name: { ${name}.Service.LoadCredential = "token:${cfg.operatorTokenFile}"; };
   required = lib.mapAttrsToList (name: file: "${name}:${file}") cfg.secrets.required;
   credentials."choir-hypervisor.service".Service.LoadCredential = [
@@ -41,7 +43,9 @@ let
   ]
   ++ required;
   changes = lib.foldl' lib.recursiveUpdate { } (
-    lib.optional (cfg.secrets.required != { } || cfg.secrets.directory != "/etc/choir/secrets") credentials
+    lib.optional (
+      cfg.secrets.required != { } || cfg.secrets.directory != "/etc/choir/secrets"
+    ) credentials
     ++ lib.optionals (cfg.operatorTokenFile != null) (
       map token [
         "choir-drill.service"

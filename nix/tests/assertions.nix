@@ -34,12 +34,23 @@ let
       right
       ;
   };
-  own = name: says: wrong: right: case name says (choir wrong) (choir right);
+  own =
+    name: says: wrong: right:
+    case name says (choir wrong) (choir right);
 in
 [
-  (own "an origin with a path is refused" "must look like" (at "https://choir.example.com/x" "choir-apps.example") served)
-  (own "an origin at an address is refused" "not an IP address" (at "https://192.0.2.1" "choir-apps.example") served)
-  (own "http is for localhost only" "must be https" (at "http://choir.example.com" "choir-apps.example") { })
+  (own "an origin with a path is refused" "must look like"
+    (at "https://choir.example.com/x" "choir-apps.example")
+    served
+  )
+  (own "an origin at an address is refused" "not an IP address"
+    (at "https://192.0.2.1" "choir-apps.example")
+    served
+  )
+  (own "http is for localhost only" "must be https"
+    (at "http://choir.example.com" "choir-apps.example")
+    { }
+  )
   (own "a sandbox domain that is an address is refused" "the name of a host"
     (at "https://choir.example.com" "192.0.2.1")
     served
@@ -57,7 +68,16 @@ in
     (at "https://choir.example.com" "xample.com")
   )
   (own "the relying party is the control host" "rp_id"
-    (served // { settings = served.settings // { control = served.settings.control // { rp_id = "example.com"; }; }; })
+    (
+      served
+      // {
+        settings = served.settings // {
+          control = served.settings.control // {
+            rp_id = "example.com";
+          };
+        };
+      }
+    )
     (
       served
       // {
@@ -73,14 +93,19 @@ in
     image = null;
     settings.sandboxes.default_image = "/srv/own.tar";
   })
-  (own "a credential is named plainly" "secrets.required" { secrets.required."a b" = "/run/keys/a"; } {
-    secrets.required.a_b = "/run/keys/a";
-  })
-  (own "the key of a provider is a credential" "the key `openai`" { settings.providers.openai.key = "openai"; } {
-    settings.providers.openai.key = "openai";
-    settings.providers.anthropic.key = "secrets_anthropic";
-    secrets.required.openai = "/run/keys/openai";
-  })
+  (own "a credential is named plainly" "secrets.required" { secrets.required."a b" = "/run/keys/a"; }
+    {
+      secrets.required.a_b = "/run/keys/a";
+    }
+  )
+  (own "the key of a provider is a credential" "the key `openai`"
+    { settings.providers.openai.key = "openai"; }
+    {
+      settings.providers.openai.key = "openai";
+      settings.providers.anthropic.key = "secrets_anthropic";
+      secrets.required.openai = "/run/keys/openai";
+    }
+  )
   (own "a backup is for somebody" "backup.recipients" { backup.enable = true; } {
     backup.enable = true;
     settings.backup.recipients = [ recipient ];
@@ -93,30 +118,29 @@ in
     doctor.enable = true;
     operatorTokenFile = token;
   })
-  (own "an alert has a program" "alert.command" { alert.command = [ ]; } { alert.command = [ "/bin/true" ]; })
-  (own "Caddy is at port 443" "no port"
-    (public // { settings = (at "https://choir.example.com:8443" "choir-apps.example").settings; })
-    public
-  )
+  (own "an alert has a program" "alert.command" { alert.command = [ ]; } {
+    alert.command = [ "/bin/true" ];
+  })
+  (own "Caddy is at port 443" "no port" (
+    public // { settings = (at "https://choir.example.com:8443" "choir-apps.example").settings; }
+  ) public)
   (own "the authority has somebody to write to" "tls.email" (without "email") public)
   (own "a certificate for all hosts is had by DNS" "tls.dnsProvider" (without "dnsProvider") public)
-  (own "who speaks TLS before us is named" "trusted_proxies"
-    (served // { settings = removeAttrs served.settings [ "listen" ]; })
-    served
-  )
-  (own "nothing is opened where nothing listens" "openFirewall" (served // { openFirewall = true; })
-    (public // { openFirewall = true; })
-  )
-  (case "the ids of sandboxes are nobody else's" "users.users.other" (ids 7553599 1) (ids 7553600 65536))
+  (own "who speaks TLS before us is named" "trusted_proxies" (
+    served // { settings = removeAttrs served.settings [ "listen" ]; }
+  ) served)
+  (own "nothing is opened where nothing listens" "openFirewall" (served // { openFirewall = true; }) (
+    public // { openFirewall = true; }
+  ))
+  (case "the ids of sandboxes are nobody else's" "users.users.other" (ids 7553599 1) (
+    ids 7553600 65536
+  ))
   (case "port 9090 is ours" "Prometheus" { services.prometheus.enable = true; } {
     services.prometheus.enable = true;
     services.prometheus.port = 9091;
   })
-  (case "generations do not end by age" "by age"
-    {
-      nix.gc.automatic = true;
-      nix.gc.options = "--delete-older-than 14d";
-    }
-    { nix.gc.automatic = true; }
-  )
+  (case "generations do not end by age" "by age" {
+    nix.gc.automatic = true;
+    nix.gc.options = "--delete-older-than 14d";
+  } { nix.gc.automatic = true; })
 ]

@@ -26,13 +26,17 @@ let
   };
 
   line = name: value: "${name}=${value}\n";
-  lines = name: value: if builtins.isList value then concatStringsSep "" (map (line name) value) else line name value;
+  lines =
+    name: value:
+    if builtins.isList value then concatStringsSep "" (map (line name) value) else line name value;
   section =
     name: settings:
     if settings == { } then
       ""
     else
-      "[${name}]\n${concatStringsSep "" (map (setting: lines setting settings.${setting}) (attrNames settings))}\n";
+      "[${name}]\n${
+        concatStringsSep "" (map (setting: lines setting settings.${setting}) (attrNames settings))
+      }\n";
   # Deliberately not in the file that both read.
   own = {
     services = [
@@ -123,7 +127,8 @@ in
   tmpfiles = plain.systemd.tmpfiles.rules;
   settings = builtins.fromJSON (
     builtins.head (
-      builtins.match ".*--config ([{].*[}]) check-config.*" config.environment.etc."choir/hypervisor.toml".source.script
+      builtins.match ".*--config ([{].*[}]) check-config.*"
+        config.environment.etc."choir/hypervisor.toml".source.script
     )
   );
 }

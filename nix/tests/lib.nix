@@ -41,9 +41,47 @@ let
     left
     // mapAttrs (
       name: value:
-      if left ? ${name} && isAttrs left.${name} && isAttrs value then recursiveUpdate left.${name} value else value
+      if left ? ${name} && isAttrs left.${name} && isAttrs value then
+        recursiveUpdate left.${name} value
+      else
+        value
     ) right;
-  quote = text: builtins.replaceStrings [ "\\" "." "*" "+" "?" "(" ")" "[" "]" "{" "}" "^" "$" "|" ] [ "\\\\" "\\." "\\*" "\\+" "\\?" "\\(" "\\)" "\\[" "]" "\\{" "}" "\\^" "\\$" "\\|" ] text;
+  quote =
+    text:
+    builtins.replaceStrings
+      [
+        "\\"
+        "."
+        "*"
+        "+"
+        "?"
+        "("
+        ")"
+        "["
+        "]"
+        "{"
+        "}"
+        "^"
+        "$"
+        "|"
+      ]
+      [
+        "\\\\"
+        "\\."
+        "\\*"
+        "\\+"
+        "\\?"
+        "\\("
+        "\\)"
+        "\\["
+        "]"
+        "\\{"
+        "}"
+        "\\^"
+        "\\$"
+        "\\|"
+      ]
+      text;
   hasInfix = part: text: match "(.|\n)*${quote part}(.|\n)*" text != null;
   hasPrefix = part: text: builtins.substring 0 (builtins.stringLength part) text == part;
   hasSuffix =
@@ -54,7 +92,11 @@ let
     in
     length >= most && builtins.substring (length - most) most text == part;
   escapeShellArg =
-    text: if match "[[:alnum:],._+:@%/-]+" text != null then text else "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] text}'";
+    text:
+    if match "[[:alnum:],._+:@%/-]+" text != null then
+      text
+    else
+      "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] text}'";
 
   mkIf = condition: content: {
     _type = "if";
@@ -120,7 +162,9 @@ let
 
   mergedOption =
     path: option: definitions:
-    merged path option.type (definitions ++ optional (option ? default) (mkOverride 1500 option.default));
+    merged path option.type (
+      definitions ++ optional (option ? default) (mkOverride 1500 option.default)
+    );
 
   same =
     path: values:
@@ -133,7 +177,11 @@ let
     merge = same;
   };
   number = value: isInt value || builtins.isFloat value;
-  between = low: high: simple "integer between ${toString low} and ${toString high}" (value: isInt value && low <= value && value <= high);
+  between =
+    low: high:
+    simple "integer between ${toString low} and ${toString high}" (
+      value: isInt value && low <= value && value <= high
+    );
   types = {
     bool = simple "boolean" isBool;
     str = simple "string" isString;
@@ -145,13 +193,17 @@ let
     number = simple "number" number;
     package = simple "package" (value: isAttrs value && value.type or null == "derivation");
     enum = values: simple "one of ${builtins.toJSON values}" (value: elem value values);
-    strMatching = pattern: simple "string matching ${pattern}" (value: isString value && match pattern value != null);
+    strMatching =
+      pattern: simple "string matching ${pattern}" (value: isString value && match pattern value != null);
     # Only as it is used here.
     pathWith =
       { absolute, inStore }:
       assert absolute && !inStore;
       simple "absolute path, not in the Nix store" (
-        value: (isString value || builtins.isPath value) && hasPrefix "/" (toString value) && !hasPrefix "/nix/store/" (toString value)
+        value:
+        (isString value || builtins.isPath value)
+        && hasPrefix "/" (toString value)
+        && !hasPrefix "/nix/store/" (toString value)
       );
     ints = {
       inherit between;
@@ -173,7 +225,8 @@ let
     either = left: right: {
       name = "${left.name} or ${right.name}";
       check = value: left.check value || right.check value;
-      merge = path: values: if all left.check values then left.merge path values else right.merge path values;
+      merge =
+        path: values: if all left.check values then left.merge path values else right.merge path values;
     };
     listOf = type: {
       name = "list of ${type.name}";
@@ -196,7 +249,8 @@ let
     submodule = module: {
       name = "submodule";
       check = isAttrs;
-      merge = path: values: (evaluated path ([ module ] ++ map (config: { inherit config; }) values) { }).config;
+      merge =
+        path: values: (evaluated path ([ module ] ++ map (config: { inherit config; }) values) { }).config;
     };
   };
 
@@ -302,7 +356,12 @@ let
       };
     optionalAttrs = condition: set: if condition then set else { };
     optionalString = condition: text: if condition then text else "";
-    evalModules = { modules, specialArgs ? { } }: evaluated [ ] modules specialArgs;
+    evalModules =
+      {
+        modules,
+        specialArgs ? { },
+      }:
+      evaluated [ ] modules specialArgs;
   };
 in
 lib

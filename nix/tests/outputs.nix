@@ -25,17 +25,28 @@ let
   of = directory: (part directory).outputs { root = self; };
   names = builtins.attrNames;
   component = directory: name: [
-    (test "${directory} has its package, its check and a shell, and the root's inputs" {
-      packages = builtins.mapAttrs (_: names) (of directory).packages;
-      checks = builtins.mapAttrs (_: names) (of directory).checks;
-      shells = builtins.mapAttrs (_: names) (of directory).devShells;
-      inputs = (part directory).inputs;
-    } {
-      packages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (_: builtins.sort builtins.lessThan [ name "default" ]);
-      checks = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (_: [ name ]);
-      shells = lib.genAttrs [ "x86_64-linux" "aarch64-linux" "x86_64-darwin" "aarch64-darwin" ] (_: [ "default" ]);
-      inputs.root.url = "path:..";
-    })
+    (test "${directory} has its package, its check and a shell, and the root's inputs"
+      {
+        packages = builtins.mapAttrs (_: names) (of directory).packages;
+        checks = builtins.mapAttrs (_: names) (of directory).checks;
+        shells = builtins.mapAttrs (_: names) (of directory).devShells;
+        inputs = (part directory).inputs;
+      }
+      {
+        packages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (
+          _:
+          builtins.sort builtins.lessThan [
+            name
+            "default"
+          ]
+        );
+        checks = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (_: [ name ]);
+        shells = lib.genAttrs [ "x86_64-linux" "aarch64-linux" "x86_64-darwin" "aarch64-darwin" ] (_: [
+          "default"
+        ]);
+        inputs.root.url = "path:..";
+      }
+    )
   ];
   listed = builtins.filter builtins.isString (
     builtins.split "\n" (builtins.readFile ../../sandbox/image/packages.txt)
@@ -43,53 +54,60 @@ let
   isPackage = line: line != "" && !lib.hasPrefix "#" line;
   quick = (import ../quick-start.nix).outputs {
     choir = {
-      inputs.nixpkgs.lib.nixosSystem = { system, modules }: modules;
+      inputs.nixpkgs.lib.nixosSystem = { modules, ... }: modules;
       nixosModules.default = "the module";
     };
   };
   settings = builtins.filter builtins.isAttrs quick.nixosConfigurations.box;
-  lines = builtins.length (builtins.filter builtins.isString (builtins.split "\n" (builtins.readFile ../quick-start.nix))) - 1;
+  lines =
+    builtins.length (
+      builtins.filter builtins.isString (builtins.split "\n" (builtins.readFile ../quick-start.nix))
+    )
+    - 1;
 in
 component "sandbox" "sandbox"
 ++ component "dioxus-desktop" "desktop"
 ++ component "hypervisor" "hypervisor"
 ++ [
-  (test "the root has everything" {
-    outputs = names self;
-    packages = names self.packages.x86_64-linux;
-    hosts = names self.nixosConfigurations;
-    inputs = names flake.inputs;
-    module = (of "hypervisor") ? nixosModules && names self.nixosModules == [ "default" ];
-    vm = names self.apps.x86_64-linux;
-  } {
-    outputs = [
-      "apps"
-      "checks"
-      "devShells"
-      "nixosConfigurations"
-      "nixosModules"
-      "packages"
-    ];
-    packages = [
-      "cli"
-      "default"
-      "desktop"
-      "hypervisor"
-      "image"
-      "sandbox"
-      "volumes"
-    ];
-    hosts = [
-      "choir-ec2"
-      "choir-vm"
-    ];
-    inputs = [
-      "crane"
-      "nixpkgs"
-    ];
-    module = true;
-    vm = [ "vm" ];
-  })
+  (test "the root has everything"
+    {
+      outputs = names self;
+      packages = names self.packages.x86_64-linux;
+      hosts = names self.nixosConfigurations;
+      inputs = names flake.inputs;
+      module = (of "hypervisor") ? nixosModules && names self.nixosModules == [ "default" ];
+      vm = names self.apps.x86_64-linux;
+    }
+    {
+      outputs = [
+        "apps"
+        "checks"
+        "devShells"
+        "nixosConfigurations"
+        "nixosModules"
+        "packages"
+      ];
+      packages = [
+        "cli"
+        "default"
+        "desktop"
+        "hypervisor"
+        "image"
+        "sandbox"
+        "volumes"
+      ];
+      hosts = [
+        "choir-ec2"
+        "choir-vm"
+      ];
+      inputs = [
+        "crane"
+        "nixpkgs"
+      ];
+      module = true;
+      vm = [ "vm" ];
+    }
+  )
   (test "both images hold the same tools" (names (import ../image-packages.nix)) (
     builtins.sort builtins.lessThan (builtins.filter isPackage listed)
   ))

@@ -19,7 +19,9 @@ in
     generate = _: value: { outPath = builtins.toJSON value; };
   };
   linkFarm = name: entries: package name // { inherit entries; };
-  runCommand = name: _: script: package name // { inherit script; };
+  runCommand =
+    name: _: script:
+    package name // { inherit script; };
   writeShellScript = name: script: package name // { inherit script; };
   writeText = name: text: package name // { inherit text; };
 }
