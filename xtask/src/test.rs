@@ -139,7 +139,10 @@ fn tests(options: &Options, workspace: &Workspace, report: &mut Report) -> Resul
     } else {
         let counts = report.phase("end to end", || runner.run(Selection::Only(END_TO_END)))?;
         report.counts.add(&counts);
-        report.check("virtual machine", || vm::test(workspace, &target.join(PROGRAMS)));
+        match vm::obstacle() {
+            Some(reason) => report.skip("virtual machine", reason),
+            None => report.check("virtual machine", || vm::test(workspace, &target.join(PROGRAMS))),
+        }
     }
     if !options.slow {
         for name in runner.ignored()? {

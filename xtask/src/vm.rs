@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::package::{self, Contents};
@@ -53,6 +53,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Why it cannot run here, if it cannot.
+pub fn obstacle() -> Option<&'static str> {
+    if std::env::consts::ARCH != "x86_64" {
+        return Some("the virtual machine is an x86_64 one, for programs of this machine");
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    (!is_root).then_some("the virtual machine's disk is made by root: run it with sudo")
+}
+
 /// The story with programs that were built already.
 pub fn test(workspace: &Workspace, programs: &Path) -> Result<()> {
     let options = Options {
@@ -65,10 +74,9 @@ pub fn test(workspace: &Workspace, programs: &Path) -> Result<()> {
 }
 
 fn tell(workspace: &Workspace, programs: &Path, options: &Options) -> Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "the virtual machine's disk is made by root: run it with sudo"
-    );
+    if let Some(reason) = obstacle() {
+        bail!("{reason}");
+    }
     let directory = workspace.target_directory.join("vm");
     fs::create_dir_all(&directory)?;
     let stripped = directory.join("programs");
