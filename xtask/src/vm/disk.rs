@@ -137,7 +137,8 @@ fn tree(directory: &Path, suite: Option<&str>) -> Result<PathBuf> {
 
 /// Run by mmdebstrap with the tree as `$1`.
 const SETTINGS: &str = r#"set -eu
-install -D -m 0600 "$KEY" "$1/root/.ssh/authorized_keys"
+install -m 0644 "$KEY" "$1/etc/ssh/authorized_keys"
+echo 'AuthorizedKeysFile /etc/ssh/authorized_keys' > "$1/etc/ssh/sshd_config.d/vm.conf"
 printf '[Match]\nName=e*\n[Network]\nDHCP=yes\n' > "$1/etc/systemd/network/10-vm.network"
 chroot "$1" systemctl --quiet enable systemd-networkd
 echo choir-vm > "$1/etc/hostname"

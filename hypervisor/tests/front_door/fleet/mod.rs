@@ -60,24 +60,29 @@ impl Box {
 
     /// With another configuration than the default one.
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let directory = Arc::new(tempfile::tempdir().unwrap());
-        let mut config = Config::default();
-        config.store.path = directory.path().join("choir.db");
-        change(&mut config);
-        let start = Self::compose(
-            directory,
-            Arc::new(config),
-            World::new(),
-            SimVolumes::default(),
-            Outside::system(),
-        )
-        .await;
+        let start = Self::without_image(change).await;
         start
             .app
             .releases
             .ensure_default(std::path::Path::new("default-1.tar"))
             .await;
         start
+    }
+
+    /// Before there is anything for a workspace to start from.
+    async fn without_image(change: impl FnOnce(&mut Config)) -> Self {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        let mut config = Config::default();
+        config.store.path = directory.path().join("choir.db");
+        change(&mut config);
+        Self::compose(
+            directory,
+            Arc::new(config),
+            World::new(),
+            SimVolumes::default(),
+            Outside::system(),
+        )
+        .await
     }
 
     async fn compose(

@@ -2,15 +2,11 @@
 
 use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
-use std::sync::Arc;
 use std::time::Duration;
 
 use choir_core::{ReleaseId, Slot};
-use choir_hypervisor::config::Config;
-use choir_hypervisor::egress::Outside;
 use choir_hypervisor::reconcile::trial::tried_in;
-use choir_runtime::SimVolumes;
-use choir_runtime::sim::{Fault, World};
+use choir_runtime::sim::Fault;
 use serde_json::{Value, json};
 
 use super::{Box, change, sandbox, shown, workspace};
@@ -373,17 +369,7 @@ async fn of_the_boxs_own_releases_the_last_two_stay_and_only_an_administrator_de
 
 #[tokio::test]
 async fn a_box_without_its_image_says_so_until_it_has_one_and_then_does_without() {
-    let directory = Arc::new(tempfile::tempdir().unwrap());
-    let mut config = Config::default();
-    config.store.path = directory.path().join("choir.db");
-    let start = Box::compose(
-        directory,
-        Arc::new(config),
-        World::new(),
-        SimVolumes::default(),
-        Outside::system(),
-    )
-    .await;
+    let start = Box::without_image(|_| {}).await;
     let mut ada = start.ada().await;
     let of_release = async |browser: &mut Browser| browser.get("/readyz").await.json()["parts"]["release"].clone();
     let image = std::path::Path::new("default-1.tar");
