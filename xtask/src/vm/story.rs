@@ -77,6 +77,7 @@ impl Story {
         for (name, step) in steps {
             let begun = Instant::now();
             let said = step(self).with_context(|| (*name).to_owned())?;
+            let said = said.lines().last().unwrap_or_default();
             println!("    {:>6.1} s  {name}: {said}", begun.elapsed().as_secs_f64());
         }
         [&self.install, &self.deploy, &self.backup]
