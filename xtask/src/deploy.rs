@@ -148,6 +148,7 @@ impl Site {
         println!("==> looking at /readyz; without a smoke nobody tried to sign in or to run anything");
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--fail", "--noproxy", "localhost"]);
+        curl.args(["--write-out", "\\n"]);
         curl.args(["--retry", "60", "--retry-delay", "2", "--retry-all-errors"]);
         command::run(curl.arg(format!("{}/readyz", self.url)))
     }

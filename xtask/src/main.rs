@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Verb::Package(options) => package::run(&options),
         Verb::Deploy(options) => deploy::run(&options),
         Verb::VmTest(options) => vm::run(&options),
+        Verb::InstallTest(options) => vm::run_install(&options),
         Verb::Tidy => tidy::run(),
         Verb::Launch(options) => up::launch::run(&options),
     };
@@ -72,6 +73,8 @@ enum Verb {
     Deploy(deploy::Options),
     /// Try the Debian package in a virtual machine: boot, kill, reboot, upgrade, restore, purge
     VmTest(vm::Options),
+    /// Try the Debian package in a clean Debian 13: from nothing to a claim link, and purge it
+    InstallTest(vm::InstallOptions),
     /// Check the house rules that a compiler does not know
     Tidy,
     /// Become a program that finds listening sockets at descriptor 3 and up

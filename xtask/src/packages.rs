@@ -134,6 +134,12 @@ const PACKAGES: &[Package] = &[
     package(Purpose::Test, "e2fsprogs", "mkfs.ext4", "makes that machine's disk"),
     package(
         Purpose::Test,
+        "systemd-container",
+        "systemd-nspawn",
+        "boots the clean Debian into which the package is installed",
+    ),
+    package(
+        Purpose::Test,
         "iproute2",
         "ip",
         "makes the network namespaces of the tests",

@@ -140,6 +140,12 @@ fn tests(options: &Options, workspace: &Workspace, report: &mut Report) -> Resul
         let counts = report.phase("end to end", || runner.run(Selection::Only(END_TO_END)))?;
         report.counts.add(&counts);
         match vm::obstacle() {
+            Some(reason) => report.skip("clean Debian 13", reason),
+            None => report.check("clean Debian 13", || {
+                vm::test_install(workspace, &target.join(PROGRAMS))
+            }),
+        }
+        match vm::obstacle() {
             Some(reason) => report.skip("virtual machine", reason),
             None if !options.slow => report.skip(
                 "virtual machine",
@@ -156,10 +162,17 @@ fn tests(options: &Options, workspace: &Workspace, report: &mut Report) -> Resul
     report.take_skips(&skip_log)
 }
 
+/// One part, how long it took, and what the disk had free after it, in bytes.
+struct Phase {
+    name: String,
+    took: Duration,
+    free: u64,
+}
+
 #[derive(Default)]
 struct Report {
     counts: Counts,
-    phases: Vec<(String, Duration)>,
+    phases: Vec<Phase>,
     failures: Vec<String>,
     skips: Vec<String>,
 }
@@ -170,7 +183,12 @@ impl Report {
         println!("\n==> {name}");
         let begun = Instant::now();
         let result = part();
-        self.phases.push((name.to_owned(), begun.elapsed()));
+        let free = rustix::fs::statvfs(".").map_or(0, |disk| disk.f_bavail * disk.f_frsize);
+        self.phases.push(Phase {
+            name: name.to_owned(),
+            took: begun.elapsed(),
+            free,
+        });
         result
     }
 
@@ -205,9 +223,10 @@ impl Report {
     }
 
     fn print(&self) {
-        println!("\nTime");
-        for (name, time) in &self.phases {
-            println!("  {name:<12} {:>7.1} s", time.as_secs_f64());
+        println!("\nTime, and room on the disk");
+        for Phase { name, took, free } in &self.phases {
+            let (seconds, gigabytes) = (took.as_secs_f64(), *free as f64 / 1e9);
+            println!("  {name:<16} {seconds:>7.1} s, then {gigabytes:>5.1} GB free");
         }
         let failed = self.failures.iter().chain(&self.counts.failures).collect();
         for (title, lines) in [("Skipped", self.skips.iter().collect::<Vec<_>>()), ("Failed", failed)] {

@@ -1,11 +1,15 @@
 //! `cargo xtask vm-test`: our Debian package on a machine of its own: systemd as its first process, control groups of the
-//! second version, rootless Podman, a kernel that boots. Everything is done as its owner would, by the shell of root.
+//! second version, rootless Podman, a kernel that boots. `cargo xtask install-test`: the same package where nothing that it
+//! needs is there yet. Everything is done as its owner would, by the shell of root.
 
+mod container;
+mod debian;
 mod disk;
 mod load;
 mod machine;
 mod runbook;
 mod story;
+mod tree;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,6 +29,15 @@ use self::story::Story;
 
 /// What the default release is made of there: what `choir smoke` needs, since under emulation a whole one takes minutes.
 const SMALL: &str = "bash\nca-certificates\nprocps\npython3\n";
+
+/// Every file but what a system writes of itself and for itself.
+const LIST: &str = r"list() {
+    find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /root -o -path /var/log -o -path /var/lib/dpkg \
+        -o -path /var/cache/apt -o -path /var/lib/apt -o -path '/var/tmp/systemd-private-*-systemd-*' \) -prune -o -print | sort
+}";
+
+/// In place of the one that is made in the background, which takes minutes, and under emulation an hour.
+const SMALL_RELEASE: &str = "mkdir -p /var/lib/choir/image; ln -s /media/release.tar /var/lib/choir/image/default.tar";
 
 #[derive(Args)]
 pub struct Options {
@@ -73,27 +86,88 @@ pub fn test(workspace: &Workspace, programs: &Path) -> Result<()> {
     tell(workspace, programs, &options)
 }
 
+/// In a clean Debian.
+#[derive(Args)]
+pub struct InstallOptions {
+    /// The package that is deployed over the same programs of an earlier version [default: one of them once more]
+    #[arg(long, value_name = "FILE")]
+    package: Option<PathBuf>,
+}
+
+pub fn run_install(options: &InstallOptions) -> Result<ExitCode> {
+    packages::ensure(&[Purpose::Build, Purpose::Image, Purpose::Test])?;
+    let workspace = Workspace::load()?;
+    let programs = workspace.target_directory.join("test-bin");
+    if options.package.is_none() {
+        binaries::build(&workspace, false, &programs)?;
+    }
+    install(&workspace, &programs, options)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The same with programs that were built already.
+pub fn test_install(workspace: &Workspace, programs: &Path) -> Result<()> {
+    install(workspace, programs, &InstallOptions { package: None })
+}
+
+fn install(workspace: &Workspace, programs: &Path, options: &InstallOptions) -> Result<()> {
+    if let Some(reason) = obstacle() {
+        bail!("{reason}");
+    }
+    let directory = directory(workspace)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let packages = tree::Packages {
+        first: pack(workspace, programs, &directory, &format!("{version}~previous"))?,
+        next: match &options.package {
+            Some(file) => std::path::absolute(file)?,
+            None => pack(workspace, programs, &directory, version)?,
+        },
+        broken: pack_broken(workspace, &directory)?,
+        release: image::build_of(workspace, SMALL, &directory)?,
+    };
+    tree::tell(&directory, &workspace.workspace_root, packages)
+}
+
+fn directory(workspace: &Workspace) -> Result<PathBuf> {
+    let directory = workspace.target_directory.join("vm");
+    fs::create_dir_all(&directory)?;
+    Ok(directory)
+}
+
+/// A package of programs as they are, without what only a debugger reads.
+fn pack(workspace: &Workspace, programs: &Path, directory: &Path, version: &str) -> Result<PathBuf> {
+    let stripped = directory.join("programs");
+    binaries::strip(programs, &stripped)?;
+    let from = Contents {
+        repository: &workspace.workspace_root,
+        programs: &stripped,
+        downloads: None,
+        version,
+    };
+    package::pack(&from, &directory.join("packed"))
+}
+
+/// The programs that were packed last, but for a hypervisor that ends at once.
+fn pack_broken(workspace: &Workspace, directory: &Path) -> Result<PathBuf> {
+    let programs = directory.join("programs");
+    fs::write(programs.join("choir-hypervisor"), "#!/bin/sh\nexit 1\n")?;
+    let from = Contents {
+        repository: &workspace.workspace_root,
+        programs: &programs,
+        downloads: None,
+        version: concat!(env!("CARGO_PKG_VERSION"), "+broken"),
+    };
+    package::pack(&from, &directory.join("packed"))
+}
+
 fn tell(workspace: &Workspace, programs: &Path, options: &Options) -> Result<()> {
     if let Some(reason) = obstacle() {
         bail!("{reason}");
     }
-    let directory = workspace.target_directory.join("vm");
-    fs::create_dir_all(&directory)?;
-    let stripped = directory.join("programs");
-    if options.package.is_none() || options.previous.is_none() {
-        binaries::strip(programs, &stripped)?;
-    }
+    let directory = directory(workspace)?;
     let packed = |given: &Option<PathBuf>, version: &str| match given {
         Some(file) => Ok(file.clone()),
-        None => {
-            let from = Contents {
-                repository: &workspace.workspace_root,
-                programs: &stripped,
-                downloads: None,
-                version,
-            };
-            package::pack(&from, &directory.join("packed"))
-        }
+        None => pack(workspace, programs, &directory, version),
     };
     let version = env!("CARGO_PKG_VERSION");
     let package = packed(&options.package, version)?;

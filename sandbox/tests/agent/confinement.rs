@@ -16,6 +16,7 @@ mkdir /run/choir
 mount --bind $RUN /run/choir
 mount -t tmpfs -o size=1m tmpfs /var/lib
 mount -t tmpfs tmpfs /home
+mount -t tmpfs tmpfs /etc/ssh
 mount -t proc proc /proc
 cp $AGENT /run/sudo
 exec env -i $AGENT agent";

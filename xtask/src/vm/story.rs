@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::load::{Answered, Load};
 use super::machine::Machine;
 use super::runbook::Runbook;
+use super::{LIST, SMALL_RELEASE};
 
 /// What every script begins with: the command line of the smoke's user, and waiting for a condition, which ends the
 /// script where it does not come.
@@ -18,15 +19,6 @@ smoke() { choir --workspace smoke "$@"; }
 until_() { timeout 240 bash -c "until $*; do sleep 0.3; done" || { echo "never: $*" >&2; exit 1; }; }
 ready() { until_ 'curl -fs -o /dev/null http://localhost:9090/readyz'; }
 "#;
-
-/// Every file but what a system writes of itself and for itself.
-const LIST: &str = r"list() {
-    find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /root -o -path /var/log -o -path /var/lib/dpkg \
-        -o -path /var/cache/apt -o -path /var/lib/apt -o -path '/var/tmp/systemd-private-*-systemd-*' \) -prune -o -print | sort
-}";
-
-/// In place of the one that is made in the background, which under emulation would take an hour.
-const SMALL_RELEASE: &str = "mkdir -p /var/lib/choir/image; ln -s /media/release.tar /var/lib/choir/image/default.tar";
 
 /// Every agent by its process id and the time at which it was started: whoever is the same was not restarted.
 const AGENTS: &str = "ps -eo pid=,lstart=,comm= | grep ' choir-sandbox$' || true";
