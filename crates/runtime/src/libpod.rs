@@ -257,7 +257,18 @@ impl Libpod {
 
     /// All containers, running or not, that have the label.
     pub async fn list(&self, label: &str) -> Result<Vec<Listed>> {
-        let filters = encode(&format!("{{\"label\":[\"{label}\"]}}"));
+        self.list_by("label", label).await
+    }
+
+    /// Whether there is anything left of a container.
+    pub async fn lists(&self, name: &str) -> Result<bool> {
+        // A name that is asked for is an expression. Ours have no letter that means something else in one.
+        let found = self.list_by("name", &format!("^{name}$")).await?;
+        Ok(found.iter().any(|listed| listed.names.iter().any(|it| it == name)))
+    }
+
+    async fn list_by(&self, key: &str, value: &str) -> Result<Vec<Listed>> {
+        let filters = encode(&format!("{{\"{key}\":[\"{value}\"]}}"));
         self.json(
             Method::GET,
             &format!("/containers/json?all=true&filters={filters}"),

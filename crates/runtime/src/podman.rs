@@ -164,7 +164,7 @@ impl Podman {
 
     /// Waits until the container has ended, at most `by`.
     async fn ended(&self, name: &str, by: Instant) -> Result<Option<Exit>> {
-        let mut pause = Duration::from_millis(10);
+        let mut pause = Duration::from_millis(20);
         loop {
             match self.shared.look(name).await? {
                 Seen::Exited(exit) => return Ok(Some(exit)),
@@ -359,9 +359,9 @@ impl Runtime for Podman {
             let removed = self.remove_now(&name).await;
             // Only a list that does not have it counts: a half-removed container answers "no such container".
             let why = match removed {
-                Ok(()) | Err(Error::NotFound) => match self.client().list(template::LABEL_SANDBOX).await {
-                    Ok(all) if !all.iter().any(|c| c.names.contains(&name)) => break,
-                    Ok(_) => "Podman still lists it".to_owned(),
+                Ok(()) | Err(Error::NotFound) => match self.client().lists(&name).await {
+                    Ok(false) => break,
+                    Ok(true) => "Podman still lists it".to_owned(),
                     Err(e) => e.to_string(),
                 },
                 Err(e) => e.to_string(),

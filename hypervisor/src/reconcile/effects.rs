@@ -16,7 +16,7 @@ use crate::fail;
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// Before what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long a start keeps others from theirs. One that takes longer waits for something, and works no more.
+/// How long one keeps others from their turns. What takes longer waits for something, and works no more.
 const TURN: Duration = Duration::from_secs(1);
 
 /// One thing to do for a sandbox.
@@ -65,7 +65,8 @@ pub async fn run(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, effec
             if drained {
                 fleet.drain(&generation(number), DRAINED_WITHIN).await;
             }
-            Outcome::Stopped(number, stop(&fleet, &generation(number)).await)
+            let generation = generation(number);
+            Outcome::Stopped(number, in_turn(&fleet, stop(&fleet, &generation)).await)
         }
         Effect::Refill(to) => {
             let done = paced(refill(&fleet, &id, &workspace, &to).await).await;
@@ -82,7 +83,9 @@ pub async fn run(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, effec
             Outcome::Thawed(thawed)
         }
         Effect::Remove(number) => {
-            let removed = paced(runtime.remove(&generation(number)).await.map_err(text)).await;
+            let generation = generation(number);
+            let removed = in_turn(&fleet, runtime.remove(&generation)).await.map_err(text);
+            let removed = paced(removed).await;
             fail::point("remove.removed").await.ok();
             Outcome::Removed(removed)
         }
@@ -153,7 +156,6 @@ async fn create(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Resul
 }
 
 async fn start(fleet: &Fleet, workspace: &WorkspaceId, generation: &Generation, nonce: String) -> Result<(), String> {
-    let turn = fleet.starts.acquire().await.map_err(text)?;
     let starting = async {
         fail::point("start.recorded").await?;
         let spec = launch::spec(&fleet.services, workspace, generation, nonce).await?;
@@ -162,12 +164,19 @@ async fn start(fleet: &Fleet, workspace: &WorkspaceId, generation: &Generation, 
         fleet.services.runtime.start(generation).await.map_err(text)?;
         fail::point("start.started").await
     };
-    let mut starting = std::pin::pin!(starting);
-    match tokio::time::timeout(TURN, &mut starting).await {
-        Ok(started) => started,
+    in_turn(fleet, starting).await
+}
+
+/// Does work of the container service when it is its turn: what runs has to answer meanwhile, with what processors are left.
+async fn in_turn<T>(fleet: &Fleet, work: impl Future<Output = T>) -> T {
+    // It is never closed.
+    let turn = fleet.turns.acquire().await;
+    let mut work = std::pin::pin!(work);
+    match tokio::time::timeout(TURN, &mut work).await {
+        Ok(done) => done,
         Err(_) => {
             drop(turn);
-            starting.await
+            work.await
         }
     }
 }
@@ -178,8 +187,6 @@ async fn stop(fleet: &Fleet, generation: &Generation) -> Exit {
     let runtime = &fleet.services.runtime;
     let mut wait = Duration::from_millis(200);
     loop {
-        // A frozen process cannot hear that it should end.
-        let _ = runtime.unpause(generation).await;
         match runtime.stop(generation, STOP_GRACE).await {
             Ok(exit) => {
                 fail::point("stop.stopped").await.ok();

@@ -48,8 +48,8 @@ pub struct Services {
     pub authorities: Option<Arc<Authorities>>,
 }
 
-/// Of the processors, the part that starts of containers may have: a start is work, and what runs has to answer meanwhile.
-const STARTING: usize = 2;
+/// Of the processors, the part that starts, stops and removals of containers may have.
+const CHANGING: usize = 2;
 
 /// How long after its time a scheduled start is made up for.
 const CAUGHT_UP: Duration = Duration::from_mins(2);
@@ -126,7 +126,8 @@ pub trait DataPlane: Send + Sync {
 pub struct Fleet {
     pub services: Services,
     pub admission: Arc<Admission>,
-    pub(crate) starts: Semaphore,
+    /// Who may have the container service start, stop or remove something.
+    pub(crate) turns: Semaphore,
     handles: RwLock<HashMap<SandboxId, Handle>>,
     /// Sandboxes in which releases are tried, and who waits to hear of it.
     trials: Mutex<HashMap<SandboxId, Option<trial::Verdict>>>,
@@ -298,7 +299,7 @@ impl Fleet {
         Arc::new(Self {
             services,
             admission,
-            starts: Semaphore::new((processors / STARTING).max(1)),
+            turns: Semaphore::new((processors / CHANGING).max(1)),
             handles: RwLock::default(),
             trials: Mutex::default(),
             data_plane,

@@ -45,6 +45,19 @@ fn name(text: String) -> Result<Name> {
     text.parse().with_context(|| format!("{text} is no name"))
 }
 
+/// Waits until all volumes of these workspaces are there.
+async fn made(client: &Client, names: &[Name]) -> Result<()> {
+    for name in names {
+        until("the volumes to be made", async || {
+            let slots = client.workspace(name).await?.slots;
+            let made = Slot::ALL.map(|slot| slots.get(slot).state == "stopped");
+            Ok((made == [true; 2]).then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
 impl Scene {
     async fn new() -> Result<Self> {
         let instance = Instance::up(&[])?;
@@ -86,7 +99,7 @@ impl Scene {
     /// What visitors of live see while nothing else happens.
     async fn idle(&self) -> Result<Tally> {
         let mut visitors = self.visitors()?;
-        visitors.answers(rounds(300, 5_000)).await?;
+        visitors.answers(rounds(300, 20_000)).await?;
         visitors.finish().await
     }
 
@@ -172,6 +185,8 @@ for n in range({files}):
             }
         })
         .await?;
+        let dev = SlotVerb::Stop;
+        self.client.ask_slot(&workspace(), Slot::Dev, dev, PATIENCE).await?;
         let names = (0..many)
             .map(|nth| name(format!("many-{nth}")))
             .collect::<Result<Vec<_>>>()?;
@@ -179,16 +194,7 @@ for n in range({files}):
             self.client.create_workspace(name).await?;
         }
         // Until its volume is made, none can stand in line.
-        for name in &names {
-            until("the volumes to be made", async || {
-                let slots = self.client.workspace(name).await?.slots;
-                let made = Slot::ALL.map(|slot| slots.get(slot).state == "stopped");
-                Ok((made == [true; 2]).then_some(()))
-            })
-            .await?;
-        }
-        let dev = SlotVerb::Stop;
-        self.client.ask_slot(&workspace(), Slot::Dev, dev, PATIENCE).await?;
+        made(&self.client, &names).await?;
         let idle = self.idle().await?;
         let visitors = self.visitors()?;
         let slots: Vec<(Name, Slot)> = names
@@ -242,12 +248,17 @@ for n in range({files}):
     async fn many_workspaces(&self) -> Result<()> {
         let (people, each) = rounds((1, 20), (10, 50));
         person::start(&self.client, Slot::Dev).await?;
+        self.again(|_| {}).await?;
         let alone = self.swap("alone").await?;
         for nth in 0..people {
             let client = self.friend(&format!("friend-{nth}")).await?;
-            for nth in 0..each {
-                client.create_workspace(&name(format!("w-{nth}"))?).await?;
+            let names = (0..each)
+                .map(|nth| name(format!("w-{nth}")))
+                .collect::<Result<Vec<_>>>()?;
+            for name in &names {
+                client.create_workspace(name).await?;
             }
+            made(&client, &names).await?;
         }
         let begun = Instant::now();
         self.again(|_| {}).await?;
@@ -280,10 +291,11 @@ for n in range({files}):
         Ok(Client::new(self.instance.origin().as_str(), Credential::Token(token))?)
     }
 
-    /// The median of a few swaps.
+    /// The median of a few swaps, on a disk that has nothing else to write.
     async fn swap(&self, key: &str) -> Result<Duration> {
+        tokio::task::spawn_blocking(rustix::fs::sync).await?;
         let mut times = Vec::new();
-        for nth in 0..5 {
+        for nth in 0..rounds(5, 21) {
             // What was displaced is frozen, and thawed by the next one.
             let begun = Instant::now();
             let swapped = self
