@@ -139,7 +139,7 @@ fn tests(options: &Options, workspace: &Workspace, report: &mut Report) -> Resul
     } else {
         let counts = report.phase("end to end", || runner.run(Selection::Only(END_TO_END)))?;
         report.counts.add(&counts);
-        match vm::obstacle() {
+        match vm::no_root() {
             Some(reason) => report.skip("clean Debian 13", reason),
             None => report.check("clean Debian 13", || {
                 vm::test_install(workspace, &target.join(PROGRAMS))

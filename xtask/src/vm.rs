@@ -71,8 +71,13 @@ pub fn obstacle() -> Option<&'static str> {
     if std::env::consts::ARCH != "x86_64" {
         return Some("the virtual machine is an x86_64 one, for programs of this machine");
     }
+    no_root()
+}
+
+/// Why no disk of another machine can be made here, if none can.
+pub fn no_root() -> Option<&'static str> {
     let is_root = rustix::process::geteuid().is_root();
-    (!is_root).then_some("the virtual machine's disk is made by root: run it with sudo")
+    (!is_root).then_some("another machine's disk is made by root: run it with sudo")
 }
 
 /// The story with programs that were built already.
@@ -98,9 +103,10 @@ pub fn run_install(options: &InstallOptions) -> Result<ExitCode> {
     packages::ensure(&[Purpose::Build, Purpose::Image, Purpose::Test])?;
     let workspace = Workspace::load()?;
     let programs = workspace.target_directory.join("test-bin");
-    if options.package.is_none() {
-        binaries::build(&workspace, false, &programs)?;
+    if let Some(reason) = no_root() {
+        bail!("{reason}");
     }
+    binaries::build(&workspace, false, &programs)?;
     install(&workspace, &programs, options)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -111,9 +117,6 @@ pub fn test_install(workspace: &Workspace, programs: &Path) -> Result<()> {
 }
 
 fn install(workspace: &Workspace, programs: &Path, options: &InstallOptions) -> Result<()> {
-    if let Some(reason) = obstacle() {
-        bail!("{reason}");
-    }
     let directory = directory(workspace)?;
     let version = env!("CARGO_PKG_VERSION");
     let packages = tree::Packages {

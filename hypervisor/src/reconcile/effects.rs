@@ -65,8 +65,7 @@ pub async fn run(fleet: Arc<Fleet>, id: SandboxId, workspace: WorkspaceId, effec
             if drained {
                 fleet.drain(&generation(number), DRAINED_WITHIN).await;
             }
-            let generation = generation(number);
-            Outcome::Stopped(number, in_turn(&fleet, stop(&fleet, &generation)).await)
+            Outcome::Stopped(number, stop(&fleet, &generation(number)).await)
         }
         Effect::Refill(to) => {
             let done = paced(refill(&fleet, &id, &workspace, &to).await).await;
@@ -167,7 +166,8 @@ async fn start(fleet: &Fleet, workspace: &WorkspaceId, generation: &Generation, 
     in_turn(fleet, starting).await
 }
 
-/// Does work of the container service when it is its turn: what runs has to answer meanwhile, with what processors are left.
+/// Has the container service do what takes a processor's time when it is its turn: what runs has to answer meanwhile. A stop
+/// takes none: it mostly waits, and others wait for it.
 async fn in_turn<T>(fleet: &Fleet, work: impl Future<Output = T>) -> T {
     // It is never closed.
     let turn = fleet.turns.acquire().await;
@@ -241,7 +241,7 @@ async fn delete(fleet: &Fleet, id: &SandboxId, workspace: &WorkspaceId) -> Resul
     let runtime = &fleet.services.runtime;
     for found in runtime.list().await.map_err(text)? {
         if found.generation.sandbox == *id {
-            runtime.remove(&found.generation).await.map_err(text)?;
+            in_turn(fleet, runtime.remove(&found.generation)).await.map_err(text)?;
         }
     }
     let (volumes, store) = (&fleet.services.volumes, &fleet.services.store);

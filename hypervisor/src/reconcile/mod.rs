@@ -48,7 +48,7 @@ pub struct Services {
     pub authorities: Option<Arc<Authorities>>,
 }
 
-/// Of the processors, the part that starts, stops and removals of containers may have.
+/// Of the processors, the part that starts and removals of containers may have.
 const CHANGING: usize = 2;
 
 /// How long after its time a scheduled start is made up for.
@@ -126,7 +126,7 @@ pub trait DataPlane: Send + Sync {
 pub struct Fleet {
     pub services: Services,
     pub admission: Arc<Admission>,
-    /// Who may have the container service start, stop or remove something.
+    /// Starts and removals that workers may have under way at once.
     pub(crate) turns: Semaphore,
     handles: RwLock<HashMap<SandboxId, Handle>>,
     /// Sandboxes in which releases are tried, and who waits to hear of it.

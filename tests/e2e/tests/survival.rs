@@ -180,12 +180,17 @@ async fn the_hypervisor_is_killed(scene: &Scene) -> Result<()> {
         scene.processes().await? == processes,
         "the sandboxes' processes are others"
     );
-    let after = scene.client.workspace(&workspace()).await?.slots;
+    // Live has answered; the agent of dev may still be calling.
+    let after = until("both sandboxes to be ready", async || {
+        let slots = scene.client.workspace(&workspace()).await?.slots;
+        let ready = Slot::ALL.map(|slot| slots.get(slot).state == "ready");
+        Ok((ready == [true; 2]).then_some(slots))
+    })
+    .await?;
     for slot in Slot::ALL {
         let (before, after) = (slots.get(slot), after.get(slot));
         ensure!(before.sandbox == after.sandbox, "{slot} points elsewhere");
         ensure!(before.generation == after.generation, "{slot} has a new generation");
-        ensure!(after.state == "ready", "{slot} is {}", after.state);
     }
     let app_after = scene.app().await?;
     ensure!(

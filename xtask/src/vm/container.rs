@@ -5,12 +5,16 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 const BOOTS_WITHIN: Duration = Duration::from_secs(120);
+/// From one look at whether it still runs to the next.
+const LOOK: Duration = Duration::from_secs(1);
+/// In seconds, of a script: longer than anything may take.
+const DONE_WITHIN: &str = "600";
 
 /// The disk is mounted where nobody else sees it, and is gone with the container.
 const START: &str = r#"
@@ -23,8 +27,16 @@ exec systemd-nspawn --quiet --boot --directory="$directory" --machine=choir-tree
 "#;
 
 pub struct Container {
-    nspawn: Child,
     first: Pid,
+    processors: String,
+    _running: Running,
+}
+
+/// It ends with this, and, where xtask is killed, with xtask.
+struct Running {
+    nspawn: Child,
+    /// Its first process, once that is known; all others end with it.
+    first: Option<Pid>,
 }
 
 impl Container {
@@ -33,13 +45,13 @@ impl Container {
         let socket = directory.join("notify.sock");
         let _former = fs::remove_file(&socket);
         let notified = UnixDatagram::bind(&socket).with_context(|| format!("cannot bind {}", socket.display()))?;
-        notified.set_read_timeout(Some(BOOTS_WITHIN))?;
         let root = directory.join("container");
         fs::create_dir_all(&root)?;
         let log = directory.join("container.log");
         let output = fs::File::create(&log)?;
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "taskset", "--cpu-list", processors]);
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM", "unshare", "--mount"]);
+        command.args(["taskset", "--cpu-list", processors]);
         command.args(["sh", "-euc", START, "container"]).arg(disk).arg(&root);
         for (here, there) in files {
             command.arg(format!("--bind-ro={}:{there}", here.display()));
@@ -59,22 +71,26 @@ impl Container {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
-            .spawn();
-        let mut nspawn = nspawn.context("cannot start systemd-nspawn")?;
-        match first_process(&notified) {
-            Ok(first) => Ok(Self { nspawn, first }),
-            Err(error) => {
-                let _ended = nspawn.kill();
-                nspawn.wait()?;
-                Err(error).with_context(|| format!("it does not boot; {} says why", log.display()))
-            }
-        }
+            .spawn()
+            .context("cannot start systemd-nspawn")?;
+        let mut running = Running { nspawn, first: None };
+        let first = running
+            .boots(&notified)
+            .with_context(|| format!("it does not boot; {} says why", log.display()))?;
+        Ok(Self {
+            first,
+            processors: processors.to_owned(),
+            _running: running,
+        })
     }
 
     /// The words before a command that is to run in it, as root.
     pub fn enter(&self) -> Vec<String> {
         let target = self.first.as_raw_nonzero().to_string();
         let words = [
+            "taskset",
+            "--cpu-list",
+            &self.processors,
             "nsenter",
             "--target",
             &target,
@@ -89,11 +105,10 @@ impl Container {
         words.map(str::to_owned).into()
     }
 
-    /// What a script of root's says, which is run by `bash -euo pipefail`.
+    /// What a script of root's says, which is run by `bash -euo pipefail` and may take so long.
     pub fn run(&self, script: &str) -> Result<String> {
-        let words = self.enter();
-        let mut enter = Command::new(&words[0]);
-        enter.args(&words[1..]);
+        let mut enter = Command::new("timeout");
+        enter.arg(DONE_WITHIN).args(self.enter());
         enter
             .args(["bash", "--norc", "-euo", "pipefail", "-c"])
             .arg(format!("exec 2>&1\ncd /root\n{script}"));
@@ -109,28 +124,41 @@ impl Container {
     }
 }
 
-/// Its first process, once all that it starts of itself has started.
-fn first_process(notified: &UnixDatagram) -> Result<Pid> {
-    let mut first = None;
-    let mut buffer = [0; 4096];
-    loop {
-        let length = notified.recv(&mut buffer).context("it said nothing for too long")?;
-        let said = String::from_utf8_lossy(&buffer[..length]);
-        for line in said.lines() {
-            if let Some(pid) = line.strip_prefix("X_NSPAWN_LEADER_PID=") {
-                first = Pid::from_raw(pid.parse()?);
+impl Running {
+    /// Returns its first process, once all that it starts of itself has started.
+    fn boots(&mut self, notified: &UnixDatagram) -> Result<Pid> {
+        notified.set_read_timeout(Some(LOOK))?;
+        let by = Instant::now() + BOOTS_WITHIN;
+        let mut buffer = [0; 4096];
+        while Instant::now() < by {
+            if let Some(status) = self.nspawn.try_wait()? {
+                bail!("systemd-nspawn ended ({status})");
             }
-            if line == "READY=1" {
-                return first.context("systemd-nspawn did not say which process is the first");
+            let Ok(length) = notified.recv(&mut buffer) else {
+                continue;
+            };
+            let said = String::from_utf8_lossy(&buffer[..length]);
+            for line in said.lines() {
+                if let Some(pid) = line.strip_prefix("X_NSPAWN_LEADER_PID=") {
+                    self.first = Pid::from_raw(pid.parse()?);
+                }
+                if line == "READY=1" {
+                    return self
+                        .first
+                        .context("systemd-nspawn did not say which process is the first");
+                }
             }
         }
+        bail!("it is not up after {} s", BOOTS_WITHIN.as_secs())
     }
 }
 
-impl Drop for Container {
+impl Drop for Running {
     fn drop(&mut self) {
-        // All others end with it.
-        let _ended = kill_process(self.first, Signal::KILL);
+        let _ended = match self.first {
+            Some(first) => kill_process(first, Signal::KILL).map_err(Into::into),
+            None => self.nspawn.kill(),
+        };
         let _status = self.nspawn.wait();
     }
 }

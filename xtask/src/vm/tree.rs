@@ -2,6 +2,7 @@
 //! versions by SSH, and to nothing again.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -26,7 +27,7 @@ chroot "$1" systemctl --quiet disable ssh.service
 echo clean > "$1/etc/hostname"
 "#;
 /// Sparse: what is on it takes a fraction of that.
-const SIZE: &str = "12G";
+const SIZE: &str = "16G";
 const PROCESSORS: &str = "0,1";
 /// In seconds, as promised: from a package to a claim link, with all that comes from the mirror.
 const WITHIN: f64 = 120.0;
@@ -54,25 +55,34 @@ type Step = fn(&mut Clean) -> Result<String>;
 
 /// Tells of it line by line.
 pub fn tell(directory: &Path, repository: &Path, packages: Packages) -> Result<()> {
+    TcpListener::bind("127.0.0.1:9090")
+        .context("port 9090 of this machine is in use, which the container shares: stop what listens there")?;
     let tree = debian::tree(directory, SUITE, PACKAGES, SETTINGS)?;
     let disk = directory.join("tree.img");
     debian::image(&disk, SIZE, &tree.join("root"))?;
+    let told = tell_of(&disk, tree.join("key"), directory, repository, packages);
+    fs::remove_file(&disk)?;
+    told
+}
+
+fn tell_of(disk: &Path, key: PathBuf, directory: &Path, repository: &Path, packages: Packages) -> Result<()> {
     let files = [
         (packages.first.as_path(), "/media/first.deb"),
         (packages.release.as_path(), "/media/release.tar"),
     ];
     let mut clean = Clean {
-        container: Container::start(&disk, PROCESSORS, &files, directory)?,
+        container: Container::start(disk, PROCESSORS, &files, directory)?,
         packages,
-        key: tree.join("key"),
+        key,
         install: Runbook::read(&repository.join("docs/runbook/install.md"))?,
     };
     let steps: &[(&str, Step)] = &[
         ("has no compiler", Clean::begins),
         ("is installed, until there is a claim link", Clean::is_installed),
-        ("is ready, with the default release", Clean::is_ready),
+        ("is ready, with a small default release", Clean::is_ready),
         ("xtask deploy", Clean::deployed),
         ("xtask deploy of what does not run", Clean::not_deployed),
+        ("down, up, removed, and back", Clean::comes_back),
         ("is removed for good", Clean::purged),
     ];
     for (name, step) in steps {
@@ -83,8 +93,7 @@ pub fn tell(directory: &Path, repository: &Path, packages: Packages) -> Result<(
         }
         println!("    {:>6.1} s  {name}: {}", begun.elapsed().as_secs_f64(), said?);
     }
-    let _done = fs::remove_file(&disk);
-    Ok(())
+    clean.install.is_done()
 }
 
 impl Clean {
@@ -179,8 +188,18 @@ impl Clean {
         self.container.run("choir-box status | sed -n 1p")
     }
 
+    /// The runbook's blocks from the check of the settings to a removal that keeps everything.
+    fn comes_back(&mut self) -> Result<String> {
+        for _ in ["check", "down and up", "remove and install"] {
+            let commands = self.install.next()?;
+            self.container.run(&commands)?;
+        }
+        self.version()
+    }
+
     fn purged(&mut self) -> Result<String> {
-        let script = format!("choir-box uninstall --purge\n{LIST}\n{LEFT}");
+        let purge = self.install.next()?;
+        let script = format!("{purge}\n{LIST}\n{LEFT}");
         let said = self.container.run(&script)?;
         Ok(said.lines().last().unwrap_or_default().to_owned())
     }
