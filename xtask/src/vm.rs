@@ -94,7 +94,8 @@ pub fn test(workspace: &Workspace, programs: &Path) -> Result<()> {
 /// In a clean Debian.
 #[derive(Args)]
 pub struct InstallOptions {
-    /// The package that is deployed over the same programs of an earlier version [default: one of them once more]
+    /// The package that is deployed over the programs built now, which are installed first [default: those again, as a
+    /// later version]
     #[arg(long, value_name = "FILE")]
     package: Option<PathBuf>,
 }

@@ -158,7 +158,8 @@ impl Clean {
         Ok(format!("{is} runs on"))
     }
 
-    /// By the command, from where the ports are not those of the host; it does not say where an installed one would be.
+    /// By the command, in a network of its own: the port of its tunnel is the one on which the box listens, whose ports are
+    /// this machine's.
     fn deploy(&self, package: &Path) -> Result<String> {
         let enter = self.container.enter().join(" ");
         let options = [
