@@ -44,7 +44,7 @@ in
     };
 
     data = {
-      device = optional types.str "A btrfs file system for /var/lib/choir: database, keys and sandboxes. Where null, sandboxes are on a btrfs in a file.";
+      device = optional types.str "A btrfs file system for /var/lib/choir, best made with `--nodesize 4096`: database, keys and sandboxes. Where null, sandboxes are on a btrfs in a file.";
       fileSize = mkOption {
         type = types.strMatching "[1-9][0-9]*[GT]";
         default = "60G";

@@ -16,7 +16,7 @@ let
     # Under another name until it is whole: what has the name is mounted, not made again.
     ${pkgs.coreutils}/bin/install -m 0600 /dev/null "$disk.partial"
     ${pkgs.coreutils}/bin/truncate --size=${cfg.data.fileSize} "$disk.partial"
-    ${pkgs.btrfs-progs}/bin/mkfs.btrfs --quiet --force "$disk.partial"
+    ${pkgs.btrfs-progs}/bin/mkfs.btrfs --quiet --force --nodesize 4096 "$disk.partial"
     ${pkgs.coreutils}/bin/mv "$disk.partial" "$disk"
   '';
   keepGenerations = pkgs.writeShellScript "keep-generations" ''

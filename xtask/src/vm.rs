@@ -50,6 +50,9 @@ pub struct Options {
     /// Which Debian runs there, by its code name [default: this machine's]
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
+    /// Stop after the first reboot, as `cargo xtask test` without `--slow` does
+    #[arg(long)]
+    quick: bool,
     /// Leave the machine running at the end, and say how to enter it
     #[arg(long)]
     keep: bool,
@@ -81,11 +84,12 @@ pub fn no_root() -> Option<&'static str> {
 }
 
 /// The story with programs that were built already.
-pub fn test(workspace: &Workspace, programs: &Path) -> Result<()> {
+pub fn test(workspace: &Workspace, programs: &Path, whole: bool) -> Result<()> {
     let options = Options {
         package: None,
         previous: None,
         suite: None,
+        quick: !whole,
         keep: false,
     };
     tell(workspace, programs, &options)
@@ -187,7 +191,7 @@ fn tell(workspace: &Workspace, programs: &Path, options: &Options) -> Result<()>
     let machine = Machine::start(&disk, &directory)?;
     let accelerator = machine.accelerator;
     let mut story = Story::new(machine, &workspace.workspace_root)?;
-    let told = story.tell();
+    let told = story.tell(!options.quick);
     if told.is_err() {
         println!("{}", story.evidence());
     }

@@ -45,7 +45,7 @@ impl Pool {
         let (image, dir) = (image.to_str().expect("a path"), pool.dir());
         let dir = dir.to_str().expect("a path");
         run("truncate", &["-s", "4G", image]).expect("an image");
-        run("mkfs.btrfs", &["-q", image]).expect("a file system");
+        run("mkfs.btrfs", &["-q", "--nodesize", "4096", image]).expect("a file system");
         run("mount", &["-o", "loop,nodev", image, dir]).expect("a mount");
         pool.plain = false;
         if full {

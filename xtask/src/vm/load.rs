@@ -25,6 +25,14 @@ pub struct Answered {
     /// What was answered otherwise or not at all.
     pub bad: Vec<String>,
     pub longest: Duration,
+    /// For how long there were questions.
+    pub asked_for: Duration,
+}
+
+impl Answered {
+    pub fn a_second(&self) -> f64 {
+        self.good as f64 / self.asked_for.as_secs_f64()
+    }
 }
 
 impl Load {
@@ -34,6 +42,7 @@ impl Load {
         let until = enough.clone();
         let asking = std::thread::spawn(move || {
             let mut answered = Answered::default();
+            let first = Instant::now();
             while !until.load(Ordering::Relaxed) {
                 let begun = Instant::now();
                 match ask(port, path) {
@@ -43,6 +52,7 @@ impl Load {
                 }
                 answered.longest = answered.longest.max(begun.elapsed());
             }
+            answered.asked_for = first.elapsed();
             answered
         });
         Self { enough, asking }

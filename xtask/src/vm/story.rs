@@ -45,19 +45,23 @@ impl Story {
         })
     }
 
-    pub fn tell(&mut self) -> Result<()> {
-        let steps: &[(&str, Step)] = &[
+    /// The whole, or its beginning, which has what only a machine of its own can show.
+    pub fn tell(&mut self, whole: bool) -> Result<()> {
+        let beginning: &[(&str, Step)] = &[
             ("boots, until root can log in", Self::boots),
             ("is installed, until there is a claim link", Self::is_installed),
             ("is ready, with a default release", Self::is_ready),
             ("smoke", Self::smoke),
             ("both sandboxes run", Self::sandboxes_run),
             ("limits are the kernel's", Self::limits),
+            ("E11: busy loops in both sandboxes, asked all the while", Self::busy),
             ("E06: who owns the containers reads nothing of ours", Self::escape),
             ("systemd's verdict on the hypervisor", Self::exposure),
             ("F16: systemctl restart, asked all the while", Self::restarted),
             ("systemctl kill -s KILL, asked all the while", Self::killed),
             ("F21: reboot, until both sandboxes answer", Self::rebooted),
+        ];
+        let rest: &[(&str, Step)] = &[
             ("the power fails", Self::power_fails),
             ("upgrade, asked all the while", Self::upgraded),
             ("back to the version before, and two swaps", Self::taken_back),
@@ -66,15 +70,15 @@ impl Story {
             ("the runbook of backups", Self::restored),
             ("is removed, comes back, is removed for good", Self::removed),
         ];
-        for (name, step) in steps {
+        let rest = if whole { rest } else { &[] };
+        for (name, step) in beginning.iter().chain(rest) {
             let begun = Instant::now();
             let said = step(self).with_context(|| (*name).to_owned())?;
             let said = said.lines().last().unwrap_or_default();
             println!("    {:>6.1} s  {name}: {said}", begun.elapsed().as_secs_f64());
         }
-        [&self.install, &self.deploy, &self.backup]
-            .into_iter()
-            .try_for_each(Runbook::is_done)
+        let runbooks = [&self.install, &self.deploy, &self.backup];
+        runbooks.into_iter().filter(|_| whole).try_for_each(Runbook::is_done)
     }
 
     /// The last words of the machine, for who reads of a failure.
@@ -163,6 +167,23 @@ smoke config set limits.memory=2GiB > /dev/null
         Ok(limits)
     }
 
+    /// The hypervisor is asked as often as it answers, first by itself, then beside three loops in each sandbox.
+    fn busy(&mut self) -> Result<String> {
+        let weight = self.run("cat /sys/fs/cgroup/system.slice/choir-hypervisor.service/cpu.weight")?;
+        ensure!(weight == "1000", "its weight is {weight}");
+        let quiet = self.under_load("sleep 10", 0)?;
+        let busy = self.under_load(BUSY, 0)?;
+        let said = format!(
+            "{:.0} answers a second, longest {:.1} s; without loops {:.0}, {:.1} s",
+            busy.a_second(),
+            busy.longest.as_secs_f64(),
+            quiet.a_second(),
+            quiet.longest.as_secs_f64()
+        );
+        ensure!(busy.a_second() * 3.0 >= quiet.a_second(), "{said}");
+        Ok(said)
+    }
+
     fn escape(&mut self) -> Result<String> {
         self.run(ESCAPE)
     }
@@ -181,6 +202,7 @@ smoke config set limits.memory=2GiB > /dev/null
              test $(systemctl show -P MainPID choir-hypervisor) != $before",
             0,
         )
+        .map(|answered| answered.to_string())
     }
 
     fn killed(&mut self) -> Result<String> {
@@ -190,25 +212,27 @@ smoke config set limits.memory=2GiB > /dev/null
             // The one that is under way.
             1,
         )
+        .map(|answered| answered.to_string())
     }
 
     /// Does something to the control plane: no connection is refused, no sandbox is started again, and no more than so many
     /// requests are lost.
-    fn under_load(&mut self, script: &str, lost: usize) -> Result<String> {
+    fn under_load(&mut self, script: &str, lost: usize) -> Result<Answered> {
         let agents = self.agents()?;
         let port = self.machine.forward(9090)?;
         let load = Load::start(port, "/healthz");
         let done = self.run(script);
-        let Answered { good, bad, longest } = load.end()?;
+        let answered = load.end()?;
         done?;
+        let Answered { good, bad, .. } = &answered;
         ensure!(
-            good > 0 && bad.len() <= lost && !bad.iter().any(|it| it.contains("not connected")),
+            *good > 0 && bad.len() <= lost && !bad.iter().any(|it| it.contains("not connected")),
             "{good} were answered, and not: {bad:?}"
         );
         ensure!(self.agents()? == agents, "a sandbox was started again");
         let marks = self.run("for slot in live dev; do smoke exec $slot -- 'cat ~/mark'; done | paste -sd,")?;
         ensure!(marks == "live,dev", "the sandboxes say {marks}");
-        Ok(Answered { good, bad, longest }.to_string())
+        Ok(answered)
     }
 
     fn rebooted(&mut self) -> Result<String> {
@@ -325,6 +349,18 @@ echo no file, user, mount or unit
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
+
+/// Three loops in each sandbox, which together must have had most of a processor for as long.
+const BUSY: &str = r#"
+used() { awk '$1 == "usage_usec" { print $2 }' /sys/fs/cgroup/user.slice/cpu.stat; }
+before=$(used)
+for slot in live dev; do
+    smoke exec $slot -- 'for n in 1 2 3; do timeout 10 sh -c "while :; do :; done" & done; wait' &
+done
+wait
+spent=$(($(used) - before))
+test $spent -ge 8000000 || { echo "the loops had $spent microseconds"; exit 1; }
+"#;
 
 /// What belongs to the control plane, tried by those who must not have it, and, as a control, by those who may.
 const ESCAPE: &str = r#"

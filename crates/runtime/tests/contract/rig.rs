@@ -140,7 +140,11 @@ impl Rig {
         let mut rig = Self::podman_in(test, None).await?;
         let image = rig.places.volumes.with_file_name("image");
         fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
-        let Ok(made) = Command::new("mkfs.btrfs").arg("-q").arg(&image).status() else {
+        let Ok(made) = Command::new("mkfs.btrfs")
+            .args(["-q", "--nodesize", "4096"])
+            .arg(&image)
+            .status()
+        else {
             return skip(test, "there is no mkfs.btrfs; install btrfs-progs");
         };
         assert!(made.success());
