@@ -72,7 +72,7 @@ in
     backup.enable = mkEnableOption "a backup of the database every day, in /var/lib/choir/backups";
     drill.enable = mkEnableOption "a rehearsal of a rollback every week";
     doctor.enable = mkEnableOption "a check of everything every week";
-    alert.command = optional (types.listOf types.str) "A program and its arguments, run with the name of a unit of ChoirOS that failed as the last one.";
+    alert.command = optional (types.listOf types.str) "A program and its arguments, run with the name of a unit of ChoirOS that failed as the last one. Where null, it is /etc/choir/alert, if that is there.";
 
     generations = mkOption {
       type = types.ints.between 2 100;

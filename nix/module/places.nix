@@ -81,6 +81,11 @@ in
 {
   inherit checked;
   places = {
+    alert =
+      if cfg.alert.command == null then
+        "/etc/choir/alert"
+      else
+        "${pkgs.writeShellScript "choir-alert" "exec ${lib.escapeShellArgs cfg.alert.command} \"$@\""}";
     bin = "${cfg.package}/bin";
     config = "${checked}";
     containers_conf = "${pkgs.writeText "containers.conf" (

@@ -25,17 +25,14 @@ let
     ${config.nix.package}/bin/nix-collect-garbage
   '';
 
-  alerted = [
-    "choir-backup.service"
-    "choir-doctor.service"
-    "choir-drill.service"
-    "choir-hypervisor.service"
-    "choir-image.service"
-    "choir-volumes.service"
-  ];
-  onFailure = lib.genAttrs alerted (_: {
-    Unit.OnFailure = "choir-alert@%n.service";
-  });
+  # Who breaks out of a container reaches no metadata service either; postinst does the same on Debian.
+  denied = units.system.services.choir-hypervisor.serviceConfig.IPAddressDeny;
+  boundary = pkgs.writeShellScript "choir-boundary" ''
+    set -eu
+    owner=$(${pkgs.coreutils}/bin/id -u choir-sandbox)
+    ${config.systemd.package}/bin/systemctl set-property --runtime "user-$owner.slice" IPAddressDeny= IPAddressDeny="${denied}"
+  '';
+
   token = name: { ${name}.Service.LoadCredential = "token:${cfg.operatorTokenFile}"; };
   required = lib.mapAttrsToList (name: file: "${name}:${file}") cfg.secrets.required;
   credentials."choir-hypervisor.service".Service.LoadCredential = [
@@ -52,7 +49,6 @@ let
         "choir-doctor.service"
       ]
     )
-    ++ lib.optional (cfg.alert.command != null) onFailure
   );
   units = import ../units.nix { inherit places changes; };
 
@@ -85,6 +81,18 @@ in
         # Started again in one step: its socket stays open, and nobody is refused meanwhile.
         choir-hypervisor.stopIfChanged = false;
         choir-volumes.stopIfChanged = false;
+        choir-boundary = {
+          unitConfig = {
+            Description = "What the owner of ChoirOS containers may not reach";
+            Before = "choir-hypervisor.service";
+          };
+          serviceConfig = {
+            Type = "oneshot";
+            RemainAfterExit = "yes";
+            ExecStart = "${boundary}";
+          };
+          requiredBy = [ "choir-hypervisor.service" ];
+        };
         choir-generations = {
           unitConfig.Description = "Removal of all but the newest generations of the system";
           serviceConfig = {
@@ -105,15 +113,6 @@ in
             ExecStart = "${makeDisk}";
           };
           requiredBy = [ "var-lib-choir-volumes.mount" ];
-        };
-      })
-      (lib.mkIf (cfg.alert.command != null) {
-        "choir-alert@" = {
-          unitConfig.Description = "Word to the operator of ChoirOS that %i failed";
-          serviceConfig = {
-            Type = "oneshot";
-            ExecStart = "${lib.escapeShellArgs cfg.alert.command} %i";
-          };
         };
       })
     ];

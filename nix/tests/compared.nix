@@ -41,6 +41,7 @@ let
   own = {
     services = [
       "choir-disk"
+      "choir-boundary"
       "choir-generations"
     ];
     timers = [ "choir-generations" ];

@@ -254,14 +254,19 @@ in
       wanted = [ "timers.target" ];
     }
   )
-  (test "a failure of every service of ours is told"
-    {
-      told = builtins.filter (name: isSet (all.systemd.services.${name}.unitConfig.OnFailure or null)) (
-        names all.systemd.services
-      );
-      untold = (hypervisor plain).unitConfig ? OnFailure;
-      command = all.systemd.services."choir-alert@".serviceConfig.ExecStart;
-    }
+  (test "a failure of every service of ours is told, also where it is started again"
+    (
+      let
+        services = all.systemd.services;
+        once = name: isSet (services.${name}.unitConfig.OnFailure or null);
+        again = name: services.${name}.serviceConfig ? ExecStopPost && services.${name}.serviceConfig ? Restart;
+      in
+      {
+        told = builtins.filter (name: once name || again name) (names services);
+        command = services."choir-alert@".serviceConfig.ExecStart;
+        own = plain.systemd.services."choir-alert@".serviceConfig.ExecStart;
+      }
+    )
     {
       told = [
         "choir-backup"
@@ -271,8 +276,20 @@ in
         "choir-image"
         "choir-volumes"
       ];
-      untold = false;
-      command = "/bin/mail 'the operator' %i";
+      command = "/nix/store/00000000000000000000000000000000-choir-alert %i";
+      own = "/etc/choir/alert %i";
+    }
+  )
+  (test "who owns the containers is kept from the metadata service before the first sandbox"
+    {
+      wanted = plain.systemd.services.choir-boundary.requiredBy;
+      first = plain.systemd.services.choir-boundary.unitConfig.Before;
+      denied = (hypervisor plain).serviceConfig.IPAddressDeny;
+    }
+    {
+      wanted = [ "choir-hypervisor.service" ];
+      first = "choir-hypervisor.service";
+      denied = "169.254.0.0/16 fe80::/10 fd00:ec2::/32";
     }
   )
   (test "another image is another release, and an archive of one's own makes none"

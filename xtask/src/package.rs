@@ -42,8 +42,6 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("choir-hypervisor", "usr/lib/choir/choir-hypervisor"),
     ("choir-sandbox", "usr/lib/choir/choir-sandbox"),
     ("choir-volumes", "usr/lib/choir/choir-volumes"),
-    // Once more, for other machines to download: links are not followed there.
-    ("choir", DOWNLOAD),
 ];
 
 /// Where the hypervisor finds what it offers for download.
@@ -138,6 +136,8 @@ pub fn pack(from: &Contents<'_>, out: &Path) -> Result<PathBuf> {
     let kibibytes = size(&tree)?.div_ceil(1024);
     fs::write(tree.join("DEBIAN/control"), control(&template, version, kibibytes))?;
     fs::write(tree.join("DEBIAN/conffiles"), CONFFILES)?;
+    // By its other name for other machines to download, where symbolic links are not followed. It takes no room.
+    link(&tree.join("usr/bin/choir"), &tree.join(DOWNLOAD))?;
     make_plain(&tree)?;
     let package = out.join(format!("choir_{version}_{}.deb", architecture()));
     let mut build = Command::new("dpkg-deb");
@@ -154,6 +154,16 @@ fn put(from: &Path, to: &Path, mode: u32) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
     fs::set_permissions(to, fs::Permissions::from_mode(mode))?;
     Ok(())
+}
+
+/// In the place of what is there.
+fn link(from: &Path, to: &Path) -> Result<()> {
+    let directory = to.parent().context("a packed file has a directory")?;
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    if to.exists() {
+        fs::remove_file(to)?;
+    }
+    fs::hard_link(from, to).with_context(|| format!("cannot link {}", to.display()))
 }
 
 fn control(template: &str, version: &str, kibibytes: u64) -> String {
@@ -287,6 +297,7 @@ mod tests {
             find(&format!(" ./{to}"));
         }
         find(&format!(" ./{DOWNLOADS}/choir-macos-aarch64"));
+        find(&format!(" ./{DOWNLOAD} link to ./usr/bin/choir"));
         find(" -> ../lib/choir/choir-hypervisor");
         assert!(listed.lines().all(|line| line.contains(" root/root ")), "{listed}");
     }

@@ -16,6 +16,7 @@ const SOURCE: &str = include_str!("../../deploy/units.json");
 
 /// What stands for each name between at signs on a Debian system with our package.
 pub const DEBIAN: &[(&str, &str)] = &[
+    ("alert", "/etc/choir/alert"),
     ("bin", "/usr/bin"),
     ("config", "/etc/choir/hypervisor.toml"),
     ("containers_conf", "/usr/lib/choir/containers.conf"),

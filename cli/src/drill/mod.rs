@@ -64,7 +64,7 @@ pub async fn rollback(ctx: &Context, keep: bool) -> Result<(), Failure> {
     };
     if keep {
         let kept = format!(
-            "kept: workspace {}; delete it with: choir workspaces rm {}",
+            "kept: workspace {}; delete it with: choir workspaces delete {} --yes",
             scratch.name, scratch.name
         );
         output::line(&kept)?;

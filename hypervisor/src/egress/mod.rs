@@ -13,7 +13,7 @@ use choir_core::egress::normal;
 use choir_core::{Generation, GrantRequestId, HostName, HostPattern, Inject, Rule, SandboxId};
 use choir_proxy::Io;
 use choir_proxy::egress::{Outward, Plain, Refused, Way};
-use choir_runtime::{ListenerKind, Stream};
+use choir_runtime::ListenerKind;
 use choir_store::{AuditEvent, Grant, NewRequest, Standing, Store, Wanted};
 use http::Request;
 use hyper::body::Incoming;
@@ -104,7 +104,7 @@ impl Gateway {
     }
 
     /// Serves what comes from inside until the runtime ends.
-    pub async fn run(self: Arc<Self>, mut inside: mpsc::UnboundedReceiver<(Generation, ListenerKind, Stream)>) {
+    pub async fn run(self: Arc<Self>, mut inside: mpsc::UnboundedReceiver<(Generation, ListenerKind, Box<dyn Io>)>) {
         while let Some((generation, kind, stream)) = inside.recv().await {
             let Some(place) = self.place(&generation.sandbox) else {
                 tracing::debug!(%generation, "too many connections from one sandbox; one is closed");

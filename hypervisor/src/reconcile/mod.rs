@@ -12,7 +12,7 @@ use choir_core::sandbox::{Desired, Observed};
 use choir_core::{Awake, Generation, Own, SandboxId, Slot, UserId, WorkspaceId};
 use choir_proxy::Activity;
 use choir_proxy::route::BoxFuture;
-use choir_runtime::{Notice, Runtime, Stream, Volumes};
+use choir_runtime::{Notice, Runtime, Volumes};
 use choir_store::{AuditEvent, Sandbox, Store, WorkspaceView};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -26,12 +26,15 @@ use crate::releases::Releases;
 pub mod admission;
 mod adopt;
 mod effects;
+mod inside;
 pub mod launch;
 pub mod trial;
 mod worker;
 
 use admission::{Admission, Place};
 use worker::Worker;
+
+pub use inside::Inside;
 pub use worker::{Ask, Policy};
 
 /// What workers need of the rest.
@@ -107,10 +110,6 @@ pub enum WakeError {
     #[error("the sandbox is being deleted")]
     Deleted,
 }
-
-/// What a generation's broker and egress listeners are handed to. Without a bound of its own: a runtime lets in only so many
-/// from each sandbox at once, and one that is flooded must not take the others' room here.
-pub type Inside = mpsc::UnboundedSender<(Generation, choir_runtime::ListenerKind, Stream)>;
 
 /// Something about how proxied traffic ends, which the fleet asks the data plane for.
 pub trait DataPlane: Send + Sync {
@@ -505,7 +504,9 @@ impl Fleet {
                     kind,
                     stream,
                 } => {
-                    let _ = inside.send((generation, kind, stream));
+                    if let Some(handle) = self.handle(&generation.sandbox) {
+                        let _ = inside.send((generation, kind, inside::used(stream, &handle.activity)));
+                    }
                     continue;
                 }
             };

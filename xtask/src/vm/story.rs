@@ -1,7 +1,7 @@
 //! What is tried in the virtual machine, in the order in which a box lives: installed, used, killed, rebooted, cut off from
 //! power, upgraded and taken back, restored, removed. Each step fails with what the machine said.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::load::{Answered, Load};
 use super::machine::Machine;
 use super::runbook::Runbook;
-use super::{LIST, SMALL_RELEASE};
+use super::{LIST, SMALL_RELEASE, deploy};
 
 /// What every script begins with: the command line of the smoke's user, and waiting for a condition, which ends the
 /// script where it does not come.
@@ -23,10 +23,14 @@ ready() { until_ 'curl -fs -o /dev/null http://localhost:9090/readyz'; }
 /// Every agent by its process id and the time at which it was started: whoever is the same was not restarted.
 const AGENTS: &str = "ps -eo pid=,lstart=,comm= | grep ' choir-sandbox$' || true";
 
+const VERSION: &str = "choir-box status | sed -n 1p";
+
 const WORST_EXPOSURE: &str = "15";
 
 pub struct Story {
     pub machine: Machine,
+    /// What is upgraded to, on this machine.
+    package: PathBuf,
     install: Runbook,
     deploy: Runbook,
     backup: Runbook,
@@ -35,10 +39,11 @@ pub struct Story {
 type Step = fn(&mut Story) -> Result<String>;
 
 impl Story {
-    pub fn new(machine: Machine, repository: &Path) -> Result<Self> {
+    pub fn new(machine: Machine, repository: &Path, package: PathBuf) -> Result<Self> {
         let runbook = |name: &str| Runbook::read(&repository.join("docs/runbook").join(name));
         Ok(Self {
             machine,
+            package,
             install: runbook("install.md")?,
             deploy: runbook("deploy.md")?,
             backup: runbook("backup.md")?,
@@ -67,6 +72,7 @@ impl Story {
             ("back to the version before, and two swaps", Self::taken_back),
             ("down, and up", Self::stopped),
             ("the doctor by its service, checks that are ok", Self::services),
+            ("xtask deploy, with its smoke", Self::deployed),
             ("the runbook of backups", Self::restored),
             ("is removed, comes back, is removed for good", Self::removed),
         ];
@@ -197,6 +203,9 @@ smoke config set limits.memory=2GiB > /dev/null
     }
 
     fn restarted(&mut self) -> Result<String> {
+        self.run(
+            "printf '#!/bin/sh\\necho \"$1\" >> /root/alerts\\n' > /etc/choir/alert; chmod 0755 /etc/choir/alert; : > alerts",
+        )?;
         self.under_load(
             "before=$(systemctl show -P MainPID choir-hypervisor); systemctl restart choir-hypervisor; ready
              test $(systemctl show -P MainPID choir-hypervisor) != $before",
@@ -205,14 +214,18 @@ smoke config set limits.memory=2GiB > /dev/null
         .map(|answered| answered.to_string())
     }
 
+    /// The operator hears of that, and of nothing that was asked for before.
     fn killed(&mut self) -> Result<String> {
-        self.under_load(
+        let answered = self.under_load(
             "before=$(systemctl show -P MainPID choir-hypervisor); systemctl kill -s KILL choir-hypervisor
              until_ \"test \\$(systemctl show -P MainPID choir-hypervisor) -gt 0 -a \\$(systemctl show -P MainPID choir-hypervisor) != $before\"; ready",
             // The one that is under way.
             1,
         )
-        .map(|answered| answered.to_string())
+        .map(|answered| answered.to_string())?;
+        let told = self.run("until_ 'test -s /root/alerts'; sort -u /root/alerts")?;
+        ensure!(told == "choir-hypervisor.service", "the operator was told of `{told}`");
+        Ok(format!("{answered}; the operator was told"))
     }
 
     /// Does something to the control plane: no connection is refused, no sandbox is started again, and no more than so many
@@ -283,7 +296,6 @@ for slot in live dev; do test "$(smoke exec $slot -- 'cat ~/mark')" = $slot; don
 
     /// The next block of the runbook of upgrades, with what comes before it.
     fn changed_by(&mut self, before: &str) -> Result<String> {
-        const VERSION: &str = "choir-box status | sed -n 1p";
         let was = self.run(VERSION)?;
         let block = self.deploy.next()?;
         let answered = self.under_load(&format!("{before}\n{block}"), 0)?;
@@ -299,6 +311,17 @@ for slot in live dev; do test "$(smoke exec $slot -- 'cat ~/mark')" = $slot; don
              systemctl start choir-doctor.service || { journalctl --no-pager -o cat -u choir-doctor.service; exit 1; }
              journalctl --no-pager -o cat -u choir-doctor.service | grep -c '^ok'",
         )
+    }
+
+    /// Over what was gone back to, with the token that the doctor was given.
+    fn deployed(&mut self) -> Result<String> {
+        let agents = self.agents()?;
+        let said = deploy(&self.machine.key, &self.machine.way_in(), &self.package, &[])?;
+        let smoke = said.lines().find(|line| line.starts_with("passed: "));
+        let smoke = smoke.with_context(|| said.clone())?;
+        ensure!(said.ends_with("==> deployed"), "{said}");
+        ensure!(self.agents()? == agents, "a sandbox was started again");
+        Ok(format!("{}, {smoke}", self.run(VERSION)?))
     }
 
     fn stopped(&mut self) -> Result<String> {

@@ -41,6 +41,24 @@ impl Scene {
 }
 
 #[tokio::test]
+async fn what_a_sandbox_does_outside_counts_as_its_use() {
+    let scene = Scene::new().await;
+    let activity = |slot: Slot| {
+        let sandbox = scene.generation(slot).sandbox;
+        scene.start.app.fleet.handle(&sandbox).unwrap().activity.last_ms()
+    };
+    let [live, dev] = [Slot::Live, Slot::Dev].map(activity);
+    let used = async {
+        while activity(Slot::Dev) == dev {
+            assert!(scene.connect(&format!("{API}:443")).await.starts_with("HTTP/1.1 200"));
+        }
+    };
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(20), used).await;
+    assert!(waited.is_ok(), "dev was last used at {dev} ms, and is still");
+    assert_eq!(activity(Slot::Live), live, "live did nothing");
+}
+
+#[tokio::test]
 async fn what_the_policy_does_not_name_is_refused_before_it_is_resolved_and_recorded() {
     let mut scene = Scene::new().await;
     scene.outdoors.host("evil.example", "93.184.215.66");
