@@ -83,7 +83,9 @@ pub async fn build(ctx: &Context, asked: Asked<'_>) -> Result<Release, Failure> 
     match client.delete_workspace(&site.workspace, DELETION).await {
         Err(error) if error.status() != Some(404) => {
             let name = &site.workspace;
-            eprintln!("choir: workspace {name} is still there: {error}; delete it with: choir workspaces delete {name} --yes");
+            eprintln!(
+                "choir: workspace {name} is still there: {error}; delete it with: choir workspaces delete {name} --yes"
+            );
         }
         _ => {}
     }
