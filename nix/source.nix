@@ -54,6 +54,9 @@ in
       ../deploy/debian
       ../deploy/units.json
       ../docs/runbook/rollback.md
+      ../README.md
+      ./quick-start.nix
+      ./source.nix
       ../rustfmt.toml
     ];
   };

@@ -205,14 +205,8 @@ WEAKENED = [
     ("data is not encrypted gp3", put(False, *properties("Data", "Encrypted"))),
     ("Data goes with the stack", put("Delete", "Resources", "Data", "DeletionPolicy")),
     ("Backups goes with the stack", put("Delete", "Resources", "Backups", "UpdateReplacePolicy")),
-    (
-        "a backup can be overwritten for good",
-        put("Suspended", *properties("Backups", "VersioningConfiguration", "Status")),
-    ),
-    (
-        "backups may be made public",
-        put(False, *properties("Backups", "PublicAccessBlockConfiguration", "BlockPublicAcls")),
-    ),
+    ("a backup can be overwritten for good", put("Suspended", *properties("Backups", "VersioningConfiguration", "Status"))),
+    ("backups may be made public", put(False, *properties("Backups", "PublicAccessBlockConfiguration", "BlockPublicAcls"))),
     ("more than HTTP and HTTPS is open to everybody", put(NINE, *properties("Firewall", "SecurityGroupIngress", 0))),
     ("HypervisorRule is there unasked", put(EVERYBODY, *properties("HypervisorRule", "CidrIp"))),
     ("SshRule is there unasked", put(EVERYBODY, "Parameters", "SshCidr", "Default")),
@@ -527,6 +521,12 @@ class Script(AgainstServer):
         self.assertEqual(self.run_script(*resize)[0], 0)
         self.assertIn("ParameterValue=t3a.xlarge", self.asked.read_text())
         self.assertEqual(self.run_script(*destroy, typed="choir\n")[0], 0)
+        self.assertEqual(self.stacks(), [])
+
+    def test_what_a_failed_creation_left_without_a_host_is_taken_down_too(self):
+        left = {"Resources": {"Alerts": {"Type": "AWS::SNS::Topic"}}}
+        self.cloudformation.create_stack(StackName="choir", TemplateBody=json.dumps(left))
+        self.assertEqual(self.run_script("destroy", typed="choir\n")[0], 0)
         self.assertEqual(self.stacks(), [])
 
     def test_what_an_earlier_stack_left_is_taken_where_its_bucket_keeps_versions(self):

@@ -158,4 +158,15 @@ impl App {
         });
         Ok(findings)
     }
+
+    /// Volumes stay: what is in them cannot be made again.
+    pub async fn remove_stray_containers(&self) -> anyhow::Result<()> {
+        for finding in self.fsck().await? {
+            if let Some(Stray::Container(generation)) = &finding.stray {
+                tracing::warn!(%generation, "a container that belongs to nobody is removed");
+                self.fleet.services.runtime.remove(generation).await?;
+            }
+        }
+        Ok(())
+    }
 }

@@ -46,6 +46,10 @@ const CLAIM_EVERY: Duration = Duration::from_secs(25 * 60);
 /// for the start comes first.
 const FINDINGS_AFTER: Duration = Duration::from_secs(5);
 
+/// When it is looked again for containers that belong to nobody: the service may still be making what a process asked for
+/// that is gone. In seconds.
+const LATECOMERS_AFTER: [u64; 4] = [2, 8, 20, 60];
+
 /// The parts that tests replace.
 pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
@@ -152,8 +156,18 @@ pub fn auth_deps(
     }
 }
 
-/// Ends open deployments, takes over what runs, and publishes every route.
+/// Ends open deployments, takes over what runs, and publishes every route. If it fails, it can be tried again.
 pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
+    // Before the database is asked for anything: it is the service that may not be there yet.
+    let runtime = &app.fleet.services.runtime;
+    runtime.list().await.context("the container service")?;
+    let ahead = app.recover_deployments().await?;
+    app.clear_snapshots().await?;
+    app.releases.clear().await?;
+    app.fleet.clear_trials().await?;
+    let views = app.store.all_workspaces().await?;
+    let found = runtime.list().await.context("the container service")?;
+    // The runtime's notices can be taken once: nothing may fail from here on.
     let (inside, from_inside) = mpsc::unbounded_channel();
     let notices = app
         .fleet
@@ -177,12 +191,7 @@ pub async fn take_over(app: &Arc<App>) -> anyhow::Result<()> {
     tokio::spawn(gateway.clone().tell_repeats(app.stopping.clone()));
     tokio::spawn(gateway.run(from_inside));
     tokio::spawn(app.auth.clone().run());
-    let ahead = app.recover_deployments().await?;
-    app.clear_snapshots().await?;
-    app.releases.clear().await?;
-    let views = app.store.all_workspaces().await?;
-    app.fleet.adopt(&views).await?;
-    app.fleet.clear_trials().await?;
+    app.fleet.adopt(&views, found).await;
     for view in &views {
         app.publish(view).await;
     }
@@ -260,7 +269,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 /// What must happen for the hypervisor to become ready, tried until it works.
 async fn settle(app: Arc<App>, stop: CancellationToken) {
     let mut wait = Duration::from_millis(100);
-    while let Err(error) = take_over_once(&app).await {
+    while let Err(error) = take_over(&app).await {
         tracing::error!(error = format!("{error:#}"), "not ready yet; trying again");
         tokio::select! {
             () = stop.cancelled() => return,
@@ -268,6 +277,7 @@ async fn settle(app: Arc<App>, stop: CancellationToken) {
         }
     }
     tokio::spawn(offer_claim(app.clone(), stop.clone()));
+    tokio::spawn(clear_latecomers(app.clone(), stop.clone()));
     let image = match &app.config.sandboxes.default_image {
         // A link leads to the newest; the release is called after the file itself.
         Some(image) => match image.canonicalize() {
@@ -282,15 +292,19 @@ async fn settle(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-async fn take_over_once(app: &Arc<App>) -> anyhow::Result<()> {
-    // The listeners of the runtime can be taken once; only what may fail before that is tried again.
-    app.fleet
-        .services
-        .runtime
-        .list()
-        .await
-        .context("the container service")?;
-    take_over(app).await
+async fn clear_latecomers(app: Arc<App>, stop: CancellationToken) {
+    for wait in LATECOMERS_AFTER {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(wait)) => {}
+        }
+        if let Err(error) = app.remove_stray_containers().await {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "containers that belong to nobody may be there"
+            );
+        }
+    }
 }
 
 /// Keeps a valid claim link in a file of its own while nobody has registered.

@@ -5,10 +5,13 @@ let
   inherit (cfg.settings) control sandboxes;
   isPublic = cfg.tls.mode == "public";
   host = import ./host.nix control.origin;
-  # Answers are sent on as they come: events and terminals are streams.
+  # Answers are sent on as they come: events and terminals are streams. The hypervisor closes an idle connection after 10 s.
   proxy = ''
     reverse_proxy 127.0.0.1:9090 {
       flush_interval -1
+      transport http {
+        keepalive 5s
+      }
     }
   '';
   site = extra: {

@@ -64,6 +64,8 @@ let
     tar --create --sort=name --mtime=@1 --numeric-owner --file="$work/default.tar" --directory="$work/tree" .
     chmod 0644 "$work/default.tar"
     (cd "$work" && sha256sum default.tar) > ${archive}.sha256
+    # A loss of power must not leave half of one under a name that counts as made.
+    sync "$work/default.tar"
     mv "$work/default.tar" ${archive}
     find "$out" -name 'default-*.tar' -printf '%T@ %p\n' | sort --numeric-sort --reverse | tail -n +3 |
       while read -r _ old; do rm -f "$old" "$old.sha256"; done

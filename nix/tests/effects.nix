@@ -259,7 +259,8 @@ in
       let
         services = all.systemd.services;
         once = name: isSet (services.${name}.unitConfig.OnFailure or null);
-        again = name: services.${name}.serviceConfig ? ExecStopPost && services.${name}.serviceConfig ? Restart;
+        again =
+          name: services.${name}.serviceConfig ? ExecStopPost && services.${name}.serviceConfig ? Restart;
       in
       {
         told = builtins.filter (name: once name || again name) (names services);

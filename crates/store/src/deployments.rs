@@ -298,7 +298,7 @@ impl Store {
     /// can be undone.
     pub async fn undoable(&self, workspace: &WorkspaceId) -> Result<Vec<Deployment>> {
         let workspace = workspace.clone();
-        self.read(move |c| undoable(c, &workspace)).await
+        self.read(move |c| undoable(c, &workspace, Slot::Live)).await
     }
 
     /// Deployments a crash left open, of all workspaces.
@@ -314,14 +314,15 @@ impl Store {
     }
 }
 
-pub(crate) fn undoable(c: &Connection, workspace: &WorkspaceId) -> Result<Vec<Deployment>> {
+/// The last that changed a slot and succeeded, newest first, of which there is still what it held before.
+pub(crate) fn undoable(c: &Connection, workspace: &WorkspaceId, slot: Slot) -> Result<Vec<Deployment>> {
     let mut statement = c.prepare_cached(
-        "SELECT d.id FROM deployments d JOIN snapshots s ON s.deployment_id = d.id AND s.slot = 'live' AND s.state = 'ready'
-         WHERE d.workspace_id = ?1 AND d.slot = 'live' AND d.step = 'succeeded'
-         ORDER BY d.rowid DESC LIMIT ?2",
+        "SELECT d.id FROM deployments d JOIN snapshots s ON s.deployment_id = d.id AND s.slot = d.slot AND s.state = 'ready'
+         WHERE d.workspace_id = ?1 AND d.slot = ?2 AND d.step = 'succeeded'
+         ORDER BY d.rowid DESC LIMIT ?3",
     )?;
     let ids: Vec<String> = statement
-        .query_map(params![workspace.as_str(), UNDOABLE], |row| row.get(0))?
+        .query_map(params![workspace.as_str(), slot.as_str(), UNDOABLE], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     ids.iter().map(|id| get(c, id)).collect()
 }

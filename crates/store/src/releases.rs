@@ -98,7 +98,7 @@ impl Store {
     pub async fn begin_release(&self, new: NewRelease, audit: AuditEvent) -> Result<()> {
         self.write(move |c| {
             let owner = new.owner.as_ref().map(UserId::as_str);
-            let count = "SELECT count(*) FROM releases WHERE owner = ?1 AND state NOT IN ('retired', 'rejected')";
+            let count = "SELECT count(*) FROM releases WHERE owner = ?1 AND state <> 'retired'";
             let own: i64 = c.query_row(count, [owner], |row| row.get(0))?;
             if own >= MOST_OF_A_USER {
                 return Err(Error::Conflict(

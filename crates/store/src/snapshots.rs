@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 
 use crate::audit::{AuditEvent, append};
-use crate::deployments::undoable;
+use crate::deployments::{Deployment, undoable};
 use crate::row::{maybe_parsed, millis, parsed, time};
 use crate::sandboxes::Sandbox;
 use crate::workspaces::{open_deployment, view};
@@ -28,6 +28,14 @@ pub struct Snapshot {
     pub taken_for: TakenFor,
     pub state: SnapshotState,
     pub created_at: Timestamp,
+}
+
+impl Snapshot {
+    /// Whether it is what this slot held before one of these.
+    fn is_of(&self, slot: Slot, deployments: &[Deployment]) -> bool {
+        let taken_for = |d: &Deployment| self.taken_for == TakenFor::Deployment(d.id.clone());
+        self.slot == slot && deployments.iter().any(taken_for)
+    }
 }
 
 /// Why a snapshot is there.
@@ -186,8 +194,15 @@ impl Store {
     pub async fn thin_snapshots(&self, workspace: &WorkspaceId, now: Timestamp) -> Result<Vec<Snapshot>> {
         let workspace = workspace.clone();
         self.write(move |c| {
-            let needed = needed(c, &workspace)?;
+            let mut needed = needed(c, &workspace)?;
             let all = of(c, &workspace)?;
+            // Nothing else brings back what was in dev; for as many as live can go back, though somebody may delete it.
+            let displaced = undoable(c, &workspace, Slot::Dev)?;
+            needed.extend(
+                all.iter()
+                    .filter(|s| s.is_of(Slot::Dev, &displaced))
+                    .map(|s| s.id.clone()),
+            );
             for slot in Slot::ALL {
                 let spare = |s: &&Snapshot| {
                     s.slot == slot
@@ -248,7 +263,7 @@ fn still_holds(sandbox: &Sandbox, release: &ReleaseId) -> Result<()> {
 /// What a deployment under way is made from or keeps, and what live was before each deployment that can be undone.
 fn needed(c: &Connection, workspace: &WorkspaceId) -> Result<Vec<SnapshotId>> {
     let view = view(c, workspace)?;
-    let undoable: Vec<DeploymentId> = undoable(c, workspace)?.into_iter().map(|d| d.id).collect();
+    let undoable = undoable(c, workspace, Slot::Live)?;
     let open = open_deployment(c, workspace)?;
     let mut needed = Vec::new();
     for slot in Slot::ALL {
@@ -260,10 +275,8 @@ fn needed(c: &Connection, workspace: &WorkspaceId) -> Result<Vec<SnapshotId>> {
         }
     }
     for snapshot in of(c, workspace)? {
-        let TakenFor::Deployment(deployment) = &snapshot.taken_for else {
-            continue;
-        };
-        if open.as_ref() == Some(deployment) || snapshot.slot == Slot::Live && undoable.contains(deployment) {
+        let is_open = |open| snapshot.taken_for == TakenFor::Deployment(open);
+        if open.clone().is_some_and(is_open) || snapshot.is_of(Slot::Live, &undoable) {
             needed.push(snapshot.id);
         }
     }

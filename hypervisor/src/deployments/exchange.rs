@@ -83,6 +83,7 @@ impl App {
                 _ => handle.wake(HEALTHY_WITHIN).await,
             };
             let generation = woken.map_err(why)?;
+            handle.activity.touch();
             match slot {
                 Slot::Dev => self.app_is_well(view, slot, &generation).await,
                 Slot::Live => Ok(()),

@@ -36,7 +36,12 @@ impl App {
         };
         let port = check.port.unwrap_or_else(|| launch::app_port(view, &release, &own));
         let deadline = tokio::time::Instant::now() + Duration::from_secs(check.timeout_s);
+        let handle = self.fleet.handle(&generation.sandbox);
         loop {
+            // What is being looked at is not idle.
+            if let Some(handle) = &handle {
+                handle.activity.touch();
+            }
             let Err(why) = self.passes(generation, port, &check).await else {
                 return Ok(());
             };

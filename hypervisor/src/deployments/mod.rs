@@ -242,8 +242,8 @@ impl App {
         let live = self.live_so_far(&deployment.workspace).await;
         let recorded = loop {
             match self.store.finish_deployment(id, ended.clone(), audit.clone()).await {
-                // A full disk has room again some day.
-                Err(error @ choir_store::Error::Full(_)) => {
+                // A full disk has room again some day, and what was wrong with the trail is mended.
+                Err(error @ (choir_store::Error::Full(_) | choir_store::Error::Sqlite(_))) => {
                     tracing::error!(deployment = %id, %error, "the end of a deployment cannot be recorded; trying again");
                     tokio::time::sleep(AGAIN).await;
                 }

@@ -4,15 +4,17 @@
 use std::time::Duration;
 
 use choir_core::deployment::{Contents, Refill, Step};
-use choir_core::{ReleaseId, SnapshotId};
+use choir_core::{ReleaseId, Slot, SnapshotId};
 use choir_store::{AuditEvent, Deployment, Ended, WorkspaceView};
 
 use super::{AGAIN, HEALTHY_WITHIN, text};
 use crate::app::App;
 use crate::fail;
 use crate::random::draw;
-use crate::reconcile::{Handle, WakeError};
+use crate::reconcile::{AskError, Handle, WakeError};
 
+/// Said of what could not be seen to run.
+const WAITS: &str = "its files are in place; it starts as soon as the box has a place for it";
 /// How long the contents of a volume may take to be replaced. Without a disk that shares what is equal, all is copied.
 const FILLED_WITHIN: Duration = Duration::from_secs(1800);
 
@@ -26,6 +28,9 @@ impl App {
     ) -> Result<Ended, String> {
         let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
         self.has_files(&view, deployment.slot).await.map_err(text)?;
+        if self.handle_of(deployment).await?.held_back() {
+            return Err(text(AskError::ShortOfMemory));
+        }
         if let Contents::Release(release) = &with {
             self.releases.ready_for(release, &view.workspace.user).await?;
         }
@@ -56,12 +61,15 @@ impl App {
     /// Waits until the slot runs well with its new contents, for which it has so long; if it does not, until it has its old
     /// ones back.
     pub(super) async fn await_contents(&self, deployment: &Deployment, within: Duration, asked: &AuditEvent) -> Ended {
-        let Err(reason) = self.runs_well(deployment, within, asked).await else {
-            return Ended {
-                step: Step::Succeeded,
-                reason: None,
-                displaced: None,
-            };
+        let reason = match self.runs_well(deployment, within, asked).await {
+            Ok(reason) => {
+                return Ended {
+                    step: Step::Succeeded,
+                    reason: reason.map(str::to_owned),
+                    displaced: None,
+                };
+            }
+            Err(reason) => reason,
         };
         while let Err(error) = self.give_back(deployment, &reason, asked).await {
             tracing::error!(deployment = %deployment.id, %error, "what was there cannot be brought back yet; trying again");
@@ -119,13 +127,22 @@ impl App {
         }
     }
 
-    async fn runs_well(&self, deployment: &Deployment, within: Duration, asked: &AuditEvent) -> Result<(), String> {
+    /// What is to be said of it although it is well.
+    async fn runs_well(
+        &self,
+        deployment: &Deployment,
+        within: Duration,
+        asked: &AuditEvent,
+    ) -> Result<Option<&'static str>, String> {
         let handle = self.handle_of(deployment).await?;
         filled(&handle).await?;
         self.stepped(asked, deployment, Step::Starting, None);
-        let generation = ready(&handle, within).await?;
+        let Some(generation) = ready(&handle, within).await? else {
+            return Ok(Some(WAITS));
+        };
         let view = self.store.workspace(&deployment.workspace).await.map_err(text)?;
-        self.app_is_well(&view, deployment.slot, &generation).await
+        self.app_is_well(&view, deployment.slot, &generation).await?;
+        Ok(None)
     }
 
     async fn handle_of(&self, deployment: &Deployment) -> Result<Handle, String> {
@@ -142,15 +159,23 @@ async fn filled(handle: &Handle) -> Result<(), String> {
     Ok(())
 }
 
-/// That it waits for a place to run in says nothing of what it holds.
-async fn ready(handle: &Handle, within: Duration) -> Result<choir_core::Generation, String> {
-    let mut left = within;
+/// That it waits for a place to run in says nothing of what it holds. Dev may wait no longer than that, `None` then: as long
+/// as its deployment is open, live cannot go back.
+async fn ready(handle: &Handle, within: Duration) -> Result<Option<choir_core::Generation>, String> {
+    let (mut left, mut patience) = (within, within);
     loop {
         match handle.wake(AGAIN.min(left)).await {
             Err(WakeError::InLine(_)) => {}
             Err(WakeError::Busy | WakeError::ShortOfMemory) => tokio::time::sleep(AGAIN).await,
-            Err(WakeError::TooLong) if left > AGAIN => left -= AGAIN,
-            woken => return woken.map_err(text),
+            Err(WakeError::TooLong) if left > AGAIN => {
+                left -= AGAIN;
+                continue;
+            }
+            woken => return woken.map(Some).map_err(text),
+        }
+        patience = patience.saturating_sub(AGAIN);
+        if patience.is_zero() && handle.slot() == Slot::Dev {
+            return Ok(None);
         }
     }
 }

@@ -14,9 +14,9 @@ use super::{Fleet, Present, launch};
 impl Fleet {
     /// Takes over what runs, removes what should not be there, and starts a worker for each sandbox. Containers are
     /// adopted by label and nonce only; whatever else listens anywhere is not ours.
-    pub async fn adopt(self: &Arc<Self>, views: &[WorkspaceView]) -> choir_runtime::Result<()> {
+    pub async fn adopt(self: &Arc<Self>, views: &[WorkspaceView], listed: Vec<Found>) {
         let mut found: HashMap<SandboxId, Vec<Found>> = HashMap::new();
-        for container in self.services.runtime.list().await? {
+        for container in listed {
             found
                 .entry(container.generation.sandbox.clone())
                 .or_default()
@@ -35,7 +35,6 @@ impl Fleet {
                 tracing::error!(generation = %stray.generation, %error, "it stays; see `choir-hypervisor fsck`");
             }
         }
-        Ok(())
     }
 
     async fn take_over(self: &Arc<Self>, view: &WorkspaceView, sandbox: &Sandbox, containers: Vec<Found>) {

@@ -386,6 +386,7 @@ impl Fleet {
             thaw_asked: false,
             pause_asked: false,
             limits_stale: present.limits_stale,
+            limits_owed: false,
             // A minute that passed while the hypervisor restarted still counts.
             heeded: self.now() - CAUGHT_UP,
         };
@@ -410,12 +411,16 @@ impl Fleet {
             .collect()
     }
 
-    /// Hands the policy of their slots to both sandboxes of a workspace.
+    /// Hands the policy of their slots to both sandboxes of a workspace, unless they have a later one.
     pub async fn policy_changed(&self, view: &WorkspaceView) {
         for slot in Slot::ALL {
             let sandbox = view.slot(slot);
             if let Some(handle) = self.handle(&sandbox.id) {
-                handle.policy.store(Arc::new(self.policy(view, sandbox)));
+                let policy = Arc::new(self.policy(view, sandbox));
+                handle.policy.rcu(|present| match present.epoch > policy.epoch {
+                    true => present.clone(),
+                    false => policy.clone(),
+                });
                 let _ = handle.inbox.send(Ask::Policy).await;
             }
         }
@@ -460,6 +465,7 @@ impl Fleet {
             Slot::Dev
         };
         Policy {
+            epoch: view.workspace.epoch,
             slot,
             awake: settings
                 .awake

@@ -25,6 +25,8 @@ mod tell;
 /// How long a sandbox, and its files, may be left alone, by the policy of the slot it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
+    /// Of the workspace, when it was so.
+    pub epoch: u64,
     pub slot: Slot,
     pub awake: Awake,
     pub idle_pause: Duration,
@@ -106,6 +108,8 @@ pub struct Worker {
     pub pause_asked: bool,
     /// Limits in the database may differ from those in force.
     pub limits_stale: bool,
+    /// They could not be put in force: once more before the next start.
+    pub limits_owed: bool,
     /// The last minute of its schedule that was heeded.
     pub heeded: Timestamp,
 }
@@ -149,7 +153,9 @@ impl Worker {
                 let result = self.desire(desired, Some(audit)).await;
                 let _ = reply.send(result);
             }
-            Ask::Wake => self.wake().await,
+            Ask::Wake => {
+                self.wake().await;
+            }
             Ask::Restart(audit, reply) => {
                 let result = self.desire(Desired::Running, Some(audit)).await;
                 self.restart = result.is_ok() && self.observed.generation().is_some();
@@ -222,7 +228,7 @@ impl Worker {
             return Err(AskError::Busy);
         }
         let asleep = matches!(self.observed, Observed::Paused { .. }) || self.observed.generation().is_none();
-        if desired == Desired::Running && asleep && self.held_back() {
+        if desired == Desired::Running && asleep && !always && self.held_back() {
             return Err(AskError::ShortOfMemory);
         }
         self.fleet.services.store.set_desired(&self.id, desired, audit).await?;
@@ -261,7 +267,8 @@ impl Worker {
         self.publish();
     }
 
-    async fn wake(&mut self) {
+    /// Whether it was heard.
+    async fn wake(&mut self) -> bool {
         self.activity.touch();
         match (&self.observed, self.desired) {
             (_, Desired::Deleted) => {}
@@ -270,10 +277,12 @@ impl Worker {
                 let audit = self.event("sandbox.wake", "ok");
                 if let Err(error) = self.desire(Desired::Running, Some(audit)).await {
                     tracing::warn!(sandbox.id = %self.id, %error, "a wake came to nothing");
+                    return false;
                 }
             }
             _ => {}
         }
+        true
     }
 
     /// Brings the frozen processes back; at once, or as soon as the pause that is under way is done.
@@ -356,6 +365,7 @@ impl Worker {
             self.place = None;
             self.fleet.make_room();
         }
+        self.limits_stale |= std::mem::take(&mut self.limits_owed);
         self.engaged = 0;
         self.oom_kills = Some(0);
         self.says = Arc::default();
@@ -412,6 +422,7 @@ impl Worker {
             Outcome::Removed(Err(reason)) => tracing::warn!(sandbox.id = %self.id, reason, "a container stays"),
             Outcome::Limited(Err(reason)) => {
                 tracing::warn!(sandbox.id = %self.id, reason, "new limits take effect at the next start");
+                self.limits_owed = true;
             }
             Outcome::Limited(Ok(())) => {}
             // A request came just before it was frozen.

@@ -13,6 +13,8 @@ use crate::command;
 /// Where Debian keeps the authorities that programs trust; inside and outside alike.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const AUTHORITIES: &str = "/usr/local/share/ca-certificates";
+/// Where `mirror+file:` leads to, as in Debian's cloud images.
+const MIRRORS: &str = "/etc/apt/mirrors";
 
 /// The host's own Debian release, so that its mirror and keys are known to work.
 pub fn suite() -> Result<String> {
@@ -67,6 +69,9 @@ pub fn write_files(tree: &Path) -> Result<()> {
     for (name, certificate) in authorities(Path::new(AUTHORITIES))? {
         write(&format!("usr/local/share/ca-certificates/{name}"), &certificate)?;
     }
+    for (name, mirrors) in mirror_lists(Path::new(MIRRORS))? {
+        write(&format!("etc/apt/mirrors/{name}"), mirrors.as_bytes())?;
+    }
     let apt = mirror_settings(&command::capture(Command::new("apt-config").arg("dump"))?);
     if !apt.is_empty() {
         write(
@@ -116,6 +121,22 @@ fn authorities(directory: &Path) -> Result<Vec<(String, Vec<u8>)>> {
         } else if name.ends_with(".crt") {
             let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             found.push((name, text));
+        }
+    }
+    Ok(found)
+}
+
+/// Of those that hold no password.
+fn mirror_lists(directory: &Path) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Ok(found);
+    };
+    for entry in entries {
+        let entry = entry?;
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        if !text.is_empty() && !has_password(&text) {
+            found.push((entry.file_name().to_string_lossy().into_owned(), text));
         }
     }
     Ok(found)
@@ -256,7 +277,11 @@ fn is_public_registry(entry: &toml::Table) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{cargo_settings, debian_lines, debian_stanzas, last_of_each_key, npm_settings, pip_settings};
+    use std::fs;
+
+    use super::{
+        cargo_settings, debian_lines, debian_stanzas, last_of_each_key, mirror_lists, npm_settings, pip_settings,
+    };
 
     const DEBIAN: &str = "Types: deb\nURIs: http://mirror.test/debian\nSuites: bookworm bookworm-updates\n\
         Components: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg";
@@ -291,6 +316,14 @@ mod tests {
         assert_eq!(
             debian_lines("deb http://me:secret@mirror.test/debian bookworm main", "bookworm"),
             ""
+        );
+        let mirrors = tempfile::tempdir().unwrap();
+        let public = "https://mirror.test/debian\tpriority:1\n".to_owned();
+        fs::write(mirrors.path().join("debian.list"), &public).unwrap();
+        fs::write(mirrors.path().join("own.list"), public.replace("//", "//me:secret@")).unwrap();
+        assert_eq!(
+            mirror_lists(mirrors.path()).unwrap(),
+            [("debian.list".to_owned(), public)]
         );
         assert_eq!(pip_settings("index-url = https://me:secret@pypi.test/simple"), "");
         assert_eq!(npm_settings("registry=https://me:secret@npm.test/"), "");

@@ -24,13 +24,17 @@ impl Worker {
             None if self.leftover.is_some() => Duration::from_secs(1),
             None => match self.idleness() {
                 Some(Idle::Until(until)) => until.duration_since(now).unsigned_abs().min(far),
-                Some(_) => Duration::ZERO,
+                // It could not be done.
+                Some(_) => Duration::from_secs(1),
                 None => far,
             },
         };
         let scheduled = self
             .next_scheduled()
-            .map_or(far, |at| at.duration_since(now).try_into().unwrap_or_default());
+            // What is over could not be heeded.
+            .map_or(far, |at| {
+                at.duration_since(now).try_into().unwrap_or(Duration::from_secs(1))
+            });
         let wait = wait.min(scheduled);
         Instant::now() + wait.max(Duration::from_millis(1))
     }
@@ -75,8 +79,9 @@ impl Worker {
     pub(super) async fn look_at_the_clock(&mut self) {
         let now = self.fleet.now();
         if self.next_scheduled().is_some_and(|at| at <= now) {
-            self.heeded = now;
-            self.wake().await;
+            if self.wake().await {
+                self.heeded = now;
+            }
             return;
         }
         match self.idleness() {

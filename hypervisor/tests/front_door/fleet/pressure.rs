@@ -189,14 +189,14 @@ async fn a_dev_that_is_to_be_awake_always_waits_for_memory_and_starts_by_itself(
     let mut scene = Scene::new().await;
     let mut ada = scene.start.ada().await;
     let [_, dev] = workspace(&mut ada).await;
-    let always = json!({"awake": {"live": "always", "dev": "always"}});
-    ada.fetch(Method::PATCH, "/api/workspaces/main", Some(always))
-        .await
-        .expect(StatusCode::OK);
     runs(&mut ada).await;
     scene.look(0).await;
     scene.is_frozen(&dev).await;
     scene.stops(&dev).await;
+    let always = json!({"awake": {"live": "always", "dev": "always"}});
+    ada.fetch(Method::PATCH, "/api/workspaces/main", Some(always))
+        .await
+        .expect(StatusCode::OK);
     let waits = shown(&mut ada).await["slots"]["dev"].clone();
     assert_eq!(
         (&waits["state"], &waits["desired"]),
@@ -231,6 +231,17 @@ async fn a_box_short_of_memory_refuses_a_swap_and_still_rolls_one_back() {
     assert!(
         refused["reason"].as_str().unwrap().contains("short of memory"),
         "{refused}"
+    );
+    let fork = ada
+        .post("/api/workspaces/main/fork?wait_s=60", json!({}))
+        .await
+        .expect(StatusCode::OK);
+    assert_eq!(fork["step"], "failed", "it would wait with what live may need: {fork}");
+    assert_eq!(
+        fork["reason"].as_str(),
+        refused["reason"]
+            .as_str()
+            .map(|reason| reason.trim_start_matches("dev is not healthy: "))
     );
     let back = ada
         .post("/api/workspaces/main/rollback?wait_s=60", json!({}))

@@ -301,6 +301,25 @@ async fn a_fork_makes_dev_a_copy_of_live_and_keeps_what_dev_was() {
 }
 
 #[tokio::test]
+async fn what_five_forks_in_one_hour_displaced_is_all_there_and_can_be_restored() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [_, dev] = used(&start, &mut ada).await;
+    for work in ["first", "second", "third", "fourth", "fifth"] {
+        start.write(&dev, work);
+        succeeds(&mut ada, "fork", json!({})).await;
+    }
+    let kept = snapshots(&mut ada, Slot::Dev).await;
+    let holds = |id: &Value| start.home(id.as_str().unwrap());
+    let held: Vec<String> = kept.iter().map(|kept| holds(&kept["id"])).collect();
+    assert_eq!(held, ["fifth", "fourth", "third", "second", "first"], "{kept:#?}");
+    let path = format!("slots/dev/snapshots/{}/restore", kept[4]["id"].as_str().unwrap());
+    succeeds(&mut ada, &path, json!({})).await;
+    assert_eq!(start.home(dev.as_str()), "first");
+    start.fits_together().await;
+}
+
+#[tokio::test]
 async fn a_snapshot_that_was_asked_for_is_kept_until_it_is_deleted_and_can_be_restored_anywhere() {
     let start = Box::new().await;
     let mut ada = start.ada().await;

@@ -5,12 +5,13 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use choir_core::deployment::{Contents, Kind, Refill, Step};
 use choir_core::{DeploymentId, SandboxId, Slot, SnapshotId};
+use choir_hypervisor::reconcile::launch::spec;
 use choir_runtime::Volumes;
 use choir_store::{AuditEvent, Ended, NewDeployment, TakenFor};
 use serde_json::json;
 
 use super::{MAIN, snapshots, succeeds, used};
-use crate::fleet::{Box, shown};
+use crate::fleet::{Box, change, shown};
 
 /// The same database and disk as after a crash that came once `refill` was committed, and as far as `done` goes.
 async fn cut_short(
@@ -159,6 +160,28 @@ async fn what_does_not_fit_is_found_and_what_belongs_to_nobody_is_removed_when_a
         ["I5"],
         "what is lost cannot be brought back by removing something"
     );
+}
+
+#[tokio::test]
+async fn a_container_that_the_service_made_for_a_process_that_is_gone_is_removed_and_what_runs_stays() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    let [live, _] = used(&start, &mut ada).await;
+    let handle = start.app.fleet.handle(&live).unwrap();
+    let former = handle.ready().unwrap();
+    change(&mut ada, Slot::Live, "restart").await;
+    let present = handle.wake(Duration::from_secs(20)).await.unwrap();
+    start.fits_together().await;
+    let services = &start.app.fleet.services;
+    let workspace = start.app.store.all_workspaces().await.unwrap()[0].workspace.id.clone();
+    let late = spec(services, &workspace, &former, "asked for before".to_owned())
+        .await
+        .unwrap();
+    services.runtime.create(&late).await.unwrap();
+    assert_eq!(start.app.fsck().await.unwrap().len(), 1, "it is seen");
+    start.app.remove_stray_containers().await.unwrap();
+    assert!(start.app.fsck().await.unwrap().is_empty());
+    assert_eq!(handle.ready(), Some(present));
 }
 
 /// The first row that contradicts another one once had every sandbox called a stray.
