@@ -1,5 +1,8 @@
-//! `cargo xtask deploy`: brings a package to a Debian host over SSH, looks from outside whether people can use it, and goes
-//! back where they cannot. How a package is put in and taken back is known to `choir-box`, on the host.
+//! `cargo xtask deploy`: brings a package to a Debian host, or a system to a NixOS host, over SSH, looks from outside whether
+//! people can use it, and goes back where they cannot. How a package is put in and taken back is known to `choir-box`, on the
+//! host; a system is switched to by itself.
+
+mod nixos;
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -25,11 +28,17 @@ const TOKEN: &str = "/etc/choir/operator-token";
 
 #[derive(Args)]
 pub struct Options {
-    /// The Debian host, as ssh takes it; commands must run there as root
+    /// The host, as ssh takes it; commands must run there as root
     host: String,
-    /// The package to bring [default: one that is built now]
-    #[arg(long, value_name = "FILE")]
+    /// The package to bring to a Debian host [default: one that is built now]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["flake", "closure"])]
     package: Option<PathBuf>,
+    /// The system to build with Nix and bring to a NixOS host, such as .#choir-ec2
+    #[arg(long, value_name = "FLAKE#NAME", conflicts_with = "closure")]
+    flake: Option<String>,
+    /// The system to bring to a NixOS host, as it was built and tested before
+    #[arg(long, value_name = "STORE_PATH")]
+    closure: Option<String>,
     /// An option of ssh, as in its configuration; may be given several times
     #[arg(long, value_name = "NAME=VALUE")]
     ssh_option: Vec<String>,
@@ -59,29 +68,67 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             choir
         }),
     };
-    site.examine()?;
-    let package = match &options.package {
-        Some(file) => file.clone(),
-        None => package::build(&package::Options::default())?,
+    let built = match (&options.flake, &options.closure) {
+        (Some(flake), _) => Some(nixos::Built::of_flake(Path::new("nix"), flake)?),
+        (None, Some(path)) => Some(nixos::Built::before(path)?),
+        (None, None) => None,
     };
-    deploy(&site, &package)?;
+    let change = match built {
+        Some(built) => {
+            site.examine(nixos::IS_ONE, nixos::IS_NONE)?;
+            nixos::bring(&site, Path::new("nix"), &built)?
+        }
+        None => {
+            site.examine("command -v choir-box > /dev/null", NO_BOX)?;
+            let package = match &options.package {
+                Some(file) => file.clone(),
+                None => package::build(&package::Options::default())?,
+            };
+            bring(&site, &package)?
+        }
+    };
+    deploy(&site, &change)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends well only when the new version is in and people can use it.
-fn deploy(site: &Site, package: &Path) -> Result<()> {
+const NO_BOX: &str = "ChoirOS is not installed there: docs/runbook/install.md; for NixOS say --flake or --closure";
+
+/// What the host does of itself once it has the new version.
+struct Change {
+    forward: String,
+    back: String,
+    /// Whether it goes back by itself where it cannot go forward.
+    returns: bool,
+}
+
+fn bring(site: &Site, package: &Path) -> Result<Change> {
     let sum = site.copy(package)?;
-    if let Err(error) = site.on_host(&format!("choir-box upgrade {THERE} --sha256 {sum}")) {
-        site.look()
-            .context("the upgrade failed, and the host is not well: docs/runbook/deploy.md says what to do")?;
-        return Err(error.context("the upgrade failed; the version before runs, and people can use it"));
-    }
-    let Err(error) = site.look() else {
-        println!("==> deployed");
-        return Ok(());
+    Ok(Change {
+        forward: format!("choir-box upgrade {THERE} --sha256 {sum}"),
+        back: format!("choir-box upgrade {FORMER}"),
+        returns: true,
+    })
+}
+
+/// Ends well only when the new version is in and people can use it.
+fn deploy(site: &Site, change: &Change) -> Result<()> {
+    let error = match site.on_host(&change.forward) {
+        Err(error) if change.returns => {
+            site.look()
+                .context("the upgrade failed, and the host is not well: docs/runbook/deploy.md says what to do")?;
+            return Err(error.context("the upgrade failed; the version before runs, and people can use it"));
+        }
+        Err(error) => error,
+        Ok(()) => match site.look() {
+            Err(error) => error,
+            Ok(()) => {
+                println!("==> deployed");
+                return Ok(());
+            }
+        },
     };
     eprintln!("xtask: {error:#}; going back to the version before");
-    site.on_host(&format!("choir-box upgrade {FORMER}"))
+    site.on_host(&change.back)
         .context("the version before could not be put back: docs/runbook/deploy.md says what to do")?;
     site.look().context("the version before is back, and not well either")?;
     bail!("people could not use the new version; the one before is back, and they can use it");
@@ -114,13 +161,11 @@ impl Site {
     }
 
     /// Refuses, before anything is built or changed, what could not be brought to its end.
-    fn examine(&self) -> Result<()> {
+    fn examine(&self, is_one: &str, is_none: &'static str) -> Result<()> {
         let has = |test: &str| self.on_host(test);
         has("true").context("the host cannot be reached: name it as ssh takes it")?;
         has("test \"$(id -u)\" -eq 0").context("commands do not run as root there: name the host as root@HOST")?;
-        has("command -v choir-box > /dev/null").context(
-            "ChoirOS is not installed there: docs/runbook/install.md; NixOS has other ways: docs/runbook/deploy.md",
-        )?;
+        has(is_one).context(is_none)?;
         if self.smokes {
             has(&format!("test -s {TOKEN}")).with_context(|| {
                 format!("the smoke needs an invite: put an admin's token into {TOKEN} there, or say --no-smoke")
@@ -264,7 +309,8 @@ echo "smoke $* $(cat)" >> asked
         fn run(&self) -> (Result<(), String>, Vec<&'static str>) {
             let package = self.directory.path().join("choir.deb");
             fs::write(&package, "abc").unwrap();
-            let done = deploy(&self.site, &package).map_err(|error| format!("{error:#}"));
+            let done = bring(&self.site, &package).and_then(|change| deploy(&self.site, &change));
+            let done = done.map_err(|error| format!("{error:#}"));
             let kinds = [
                 ("cat > /var/cache/choir/deploy.deb", "copy"),
                 ("former.deb", "back"),
