@@ -199,6 +199,13 @@ smoke config set limits.memory=2GiB > /dev/null
         let verdict = self.run(&format!(
             "systemd-analyze security {threshold} --no-pager choir-hypervisor.service | tail -n 1"
         ))?;
+        let limits = self.run(
+            "awk '/^Max core file size|^Max locked memory/ { print $(NF - 1) }' /proc/$(systemctl show -P MainPID choir-hypervisor)/limits | paste -sd' '",
+        )?;
+        ensure!(
+            limits == "0 67108864",
+            "its core dumps and locked memory may be {limits}"
+        );
         Ok(verdict.trim_start_matches(['→', ' ']).to_owned())
     }
 
