@@ -212,6 +212,7 @@ mod tests {
             "choir-hypervisor",
             "choir-volumes",
             "make-image",
+            "alert",
             "id",
             "podman",
             "sh",
@@ -223,7 +224,7 @@ mod tests {
         }
         let place = |(name, place): &(&'static str, &str)| match *name {
             "bin" | "libexec" => (*name, stub.display().to_string()),
-            "id" | "podman" | "sh" | "systemctl" => (*name, stub.join(name).display().to_string()),
+            "alert" | "id" | "podman" | "sh" | "systemctl" => (*name, stub.join(name).display().to_string()),
             _ => (*name, (*place).to_owned()),
         };
         DEBIAN.iter().map(place).collect()
