@@ -1,9 +1,10 @@
 //! `choir run`: a command as a task that outlives this connection; its output is followed. It must not end the task
 //! because somebody stopped watching.
 
+use std::cell::Cell;
 use std::time::Duration;
 
-use choir_api::client::{ClientError, Sandbox};
+use choir_api::client::{Client, ClientError, Sandbox};
 use choir_api::sandbox::{CreateTask, TaskEventKind, TaskState};
 use choir_core::Slot;
 
@@ -49,14 +50,16 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Failure> {
     if args.detach {
         return ctx.show(&task, || task.id.clone());
     }
-    watch(ctx, &sandbox, args.slot, &task.id).await
+    watch(ctx, &client, args.slot, &task.id).await
 }
 
 /// Follows a task until it ends or Ctrl-C is pressed.
-pub async fn watch(ctx: &Context, sandbox: &Sandbox<'_>, slot: Slot, id: &str) -> Result<(), Failure> {
+pub async fn watch(ctx: &Context, client: &Client, slot: Slot, id: &str) -> Result<(), Failure> {
+    let slot = Cell::new(slot);
     tokio::select! {
-        done = follow(ctx, sandbox, id) => done,
+        done = follow(ctx, client, &slot, id) => done,
         _ = tokio::signal::ctrl_c() => {
+            let slot = slot.get();
             eprintln!("\nThe task goes on; follow it again with `choir tasks follow {slot} {id}{}`.", flags(ctx));
             Err(Failure::Exit(130))
         }
@@ -72,12 +75,14 @@ fn flags(ctx: &Context) -> String {
     }
 }
 
-/// Writes everything the task writes; a connection that breaks is made again where it stopped.
-async fn follow(ctx: &Context, sandbox: &Sandbox<'_>, id: &str) -> Result<(), Failure> {
+/// Writes everything the task writes; a connection that breaks is made again where it stopped, in the slot to which a swap
+/// has brought the task.
+async fn follow(ctx: &Context, client: &Client, slot: &Cell<Slot>, id: &str) -> Result<(), Failure> {
     let mut seen = 0;
     let mut failures = 0;
     loop {
-        match follow_once(ctx, sandbox, id, &mut seen, &mut failures).await {
+        let sandbox = ctx.sandbox(client, slot.get());
+        match follow_once(ctx, &sandbox, id, &mut seen, &mut failures).await {
             Ok(Some(code)) => return exec::finish(code),
             Ok(None) | Err(Broken::Connection(_)) if failures < RETRIES => {
                 failures += 1;
@@ -88,6 +93,12 @@ async fn follow(ctx: &Context, sandbox: &Sandbox<'_>, id: &str) -> Result<(), Fa
                     "the task's output ended early each time; see `choir tasks show` with {id}"
                 )));
             }
+            Err(Broken::Absent(error)) => {
+                let other = slot.get().other();
+                ctx.sandbox(client, other).task(id).await.map_err(|_| error)?;
+                slot.set(other);
+                eprintln!("choir: a swap has brought the task to {other}");
+            }
             Err(Broken::Connection(error)) => return Err(error.into()),
             Err(Broken::Ours(failure)) => return Err(failure),
         }
@@ -97,6 +108,8 @@ async fn follow(ctx: &Context, sandbox: &Sandbox<'_>, id: &str) -> Result<(), Fa
 enum Broken {
     /// May be better in a second.
     Connection(ClientError),
+    /// It is not in the slot.
+    Absent(ClientError),
     Ours(Failure),
 }
 
@@ -105,6 +118,7 @@ impl From<ClientError> for Broken {
         match error {
             ClientError::Unreachable { .. } | ClientError::Silent { .. } => Self::Connection(error),
             _ if matches!(error.status(), Some(502..=504)) => Self::Connection(error),
+            _ if error.status() == Some(404) => Self::Absent(error),
             _ => Self::Ours(error.into()),
         }
     }

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use choir_api::client::{ClientError, Frame, Sandbox, Socket};
+use choir_api::client::{Client, ClientError, Frame, Socket};
 use choir_api::sandbox::{CreateTerminal, TerminalControl, TerminalInput};
 use choir_core::Slot;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
@@ -45,7 +45,6 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Failure> {
         return Err(Failure::Usage(text.to_owned()));
     }
     let client = ctx.client()?;
-    let sandbox = ctx.sandbox(&client, args.slot);
     let id = match args.terminal {
         Some(id) => id,
         None => {
@@ -56,18 +55,20 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Failure> {
                 cols,
                 rows,
             };
-            sandbox.create_terminal(&wanted).await?.id
+            ctx.sandbox(&client, args.slot).create_terminal(&wanted).await?.id
         }
     };
     let mut session = Session {
-        sandbox,
+        ctx,
+        client: &client,
+        slot: args.slot,
         seen: 0,
         acknowledged: 0,
         resized: signal(SignalKind::window_change())?,
         keys: keys(),
         id,
     };
-    let socket = session.attach().await?;
+    let socket = session.attach(args.slot).await?;
     let mut term = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -84,7 +85,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Failure> {
         End::Exit(code) => Err(Failure::Exit(code)),
         End::Left => Err(Failure::Failed(format!(
             "the connection is gone and the terminal goes on; come back with `choir shell {} --terminal {}`",
-            args.slot, session.id
+            session.slot, session.id
         ))),
     }
 }
@@ -98,7 +99,10 @@ enum End {
 }
 
 struct Session<'a> {
-    sandbox: Sandbox<'a>,
+    ctx: &'a Context,
+    client: &'a Client,
+    /// The one that the terminal is in.
+    slot: Slot,
     id: String,
     /// Bytes of the terminal shown so far.
     seen: u64,
@@ -108,8 +112,9 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn attach(&self) -> Result<Socket, ClientError> {
-        let mut socket = self.sandbox.attach(&self.id, self.seen).await?;
+    async fn attach(&self, slot: Slot) -> Result<Socket, ClientError> {
+        let sandbox = self.ctx.sandbox(self.client, slot);
+        let mut socket = sandbox.attach(&self.id, self.seen).await?;
         resize(&mut socket).await?;
         Ok(socket)
     }
@@ -171,9 +176,16 @@ impl Session<'_> {
     async fn reattach(&mut self) -> Result<Option<Socket>, Failure> {
         eprint!("\r\n[connection lost; trying again, Ctrl-C to give up]\r\n");
         for _ in 0..RETRIES {
-            match self.attach().await {
+            match self.attach(self.slot).await {
                 Ok(socket) => return Ok(Some(socket)),
-                Err(error) if matches!(error.status(), Some(401 | 403 | 404)) => return Err(error.into()),
+                Err(error) if error.status() == Some(404) => {
+                    let other = self.slot.other();
+                    let socket = self.attach(other).await.map_err(|_| error)?;
+                    self.slot = other;
+                    eprint!("\r\n[a swap has brought this terminal to {other}]\r\n");
+                    return Ok(Some(socket));
+                }
+                Err(error) if matches!(error.status(), Some(401 | 403)) => return Err(error.into()),
                 Err(_) => {}
             }
             tokio::select! {

@@ -46,7 +46,7 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
                 table(&["ID", "STATE", "EXIT", "CREATED", "COMMAND"], &[row(ctx, &task)])
             })
         }
-        What::Follow { slot, id } => watch(ctx, &ctx.sandbox(&client, *slot), *slot, id).await,
+        What::Follow { slot, id } => watch(ctx, &client, *slot, id).await,
         What::Cancel { slot, id } => {
             ctx.sandbox(&client, *slot).cancel_task(id).await?;
             ctx.show(&json!({ "id": id }), || format!("Task {id} is cancelled."))

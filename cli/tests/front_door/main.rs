@@ -234,6 +234,34 @@ async fn a_task_is_followed_over_a_broken_connection_without_loss_or_repetition(
 }
 
 #[tokio::test]
+async fn a_task_is_followed_to_the_slot_to_which_a_swap_brings_it() {
+    let [live, dev] = ["live", "dev"].map(|slot| format!("/api/workspaces/main/slots/{slot}/sandbox/tasks"));
+    let task =
+        json!({"id": "t1", "command": "x", "state": "running", "created_at": "2026-01-01T00:00:00Z", "last_seq": 1});
+    let first =
+        "event: output\nid: 1\ndata: {\"seq\":1,\"type\":\"output\",\"stream\":\"stdout\",\"data\":\"one \"}\n\n";
+    let rest = concat!(
+        "event: output\nid: 2\ndata: {\"seq\":2,\"type\":\"output\",\"stream\":\"stdout\",\"data\":\"two\"}\n\n",
+        "event: state\nid: 3\ndata: {\"seq\":3,\"type\":\"state\",\"state\":\"succeeded\",\"exit_code\":0}\n\n",
+    );
+    let absent = json!({"error": {"code": "not_found", "message": "There is no such task.", "request_id": ""}});
+    let answers = [
+        (format!("POST {live}"), 200, task.to_string()),
+        (format!("GET {live}/t1/events?since=0"), 200, first.to_owned()),
+        (format!("GET {live}/t1/events?since=1"), 404, absent.to_string()),
+        (format!("GET {dev}/t1"), 200, task.to_string()),
+        (format!("GET {dev}/t1/events?since=1"), 200, rest.to_owned()),
+    ];
+    let answers = answers.map(|(what, status, text)| (&*what.leak(), vec![(status, text)]));
+    let server = Server::start(Answers::from(answers)).await;
+    let home = tempfile::tempdir().unwrap();
+    log_in(home.path(), &server.url);
+    let out = choir(home.path(), &server.url, &["run", "live", "--", "x"], None).await;
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(0), "one two".to_owned()));
+    assert!(text(&out.stderr).contains("a swap has brought the task to dev"));
+}
+
+#[tokio::test]
 async fn an_error_is_one_sentence_on_the_standard_error() {
     let error =
         json!({"error": {"code": "deployment_open", "message": "d-1 is under way; wait for it.", "request_id": ""}});

@@ -22,6 +22,13 @@ impl Slot {
             Slot::Dev => "dev",
         }
     }
+
+    pub fn other(self) -> Self {
+        match self {
+            Slot::Live => Slot::Dev,
+            Slot::Dev => Slot::Live,
+        }
+    }
 }
 
 impl fmt::Display for Slot {

@@ -156,13 +156,6 @@ struct Stage {
     nth: usize,
 }
 
-fn other_slot(slot: Slot) -> Slot {
-    match slot {
-        Slot::Live => Slot::Dev,
-        Slot::Dev => Slot::Live,
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn wherever_the_hypervisor_dies_what_was_acknowledged_is_so_and_nothing_is_orphaned() -> Result<()> {
     if skip::cannot_run("kills") {
@@ -328,7 +321,7 @@ impl Stage {
         let swapped = matches!(op, Op::Warm | Op::Cold);
         let slots = client.workspace(&workspace()).await?.slots;
         let one = |now: Slot| {
-            let wrote = if swapped { other_slot(now) } else { now };
+            let wrote = if swapped { now.other() } else { now };
             One {
                 file: format!("{wrote} {}\n", self.nth),
                 release: slots.get(now).release.clone(),

@@ -41,6 +41,7 @@ async fn what_was_live_comes_back_and_no_request_is_lost_or_comes_twice() -> Res
     let scene = step("set up", Scene::new(Instance::up(&[])?)).await?;
     step("swaps under load", swaps_under_load(&scene)).await?;
     step("a restart under load", a_restart_under_load(&scene)).await?;
+    step("a deploy under load", a_deploy_under_load(&scene)).await?;
     step("warm rollbacks under load", warm_rollbacks(&scene)).await?;
     step("cold rollbacks under load", cold_rollbacks(&scene)).await?;
     step("a deploy that is not well", a_deploy_that_is_not_well(&scene)).await?;
@@ -56,6 +57,11 @@ async fn swaps_under_load(scene: &Scene) -> Result<()> {
     for nth in 0..rounds(20, 100) {
         visitors.answers(50).await?;
         scene.swap(&format!("swap {nth}")).await?;
+        let [came, left] = if nth % 2 == 0 { ["new", "good"] } else { ["good", "new"] };
+        ensure!(
+            scene.answers_as(came).await?,
+            "swap {nth} is done, and {left} still answers"
+        );
     }
     visitors.answers(50).await?;
     let busy = visitors.leave().await?;
@@ -134,6 +140,32 @@ async fn controls(scene: &Scene, report: &Report) -> Result<()> {
     Ok(())
 }
 
+/// Live starts anew on another release: who asks meanwhile waits, and is answered once.
+async fn a_deploy_under_load(scene: &Scene) -> Result<()> {
+    let client = &scene.client;
+    let image = client.releases().await?.items.remove(0).image_digest;
+    let release = CreateRelease::of_image(&image, app_config());
+    let release = client.create_release(&release).await?.id;
+    let mut visitors = Visitors::come(&scene.live, "deploy", ASKING, 10);
+    visitors.answers(50).await?;
+    let asked = Deploy {
+        release: release.clone(),
+    };
+    well(
+        client
+            .deploy(&workspace(), Slot::Live, &asked, "under load", PATIENCE)
+            .await?,
+    )?;
+    visitors.answers(50).await?;
+    let report = visitors.leave().await?;
+    eprintln!("deploy: {report}");
+    report.reconcile(&scene.numbers().await?)?;
+    ensure!(report.told > 0, "no websocket was told to come again");
+    let live = client.workspace(&workspace()).await?.slots.live;
+    ensure!(live.release == release, "live has another release");
+    Ok(())
+}
+
 async fn warm_rollbacks(scene: &Scene) -> Result<()> {
     let mut visitors = Visitors::come(&scene.live, "warm", 4, 10);
     let mut times = Vec::new();
@@ -158,6 +190,7 @@ async fn warm_rollbacks(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// What is written down meanwhile goes with the files that are brought back, so that only failures are counted.
 async fn cold_rollbacks(scene: &Scene) -> Result<()> {
     run(&scene.client, Slot::Live, "echo good > ~/mark; sync").await?;
     run(&scene.client, Slot::Dev, "echo worse > ~/mark; sync").await?;

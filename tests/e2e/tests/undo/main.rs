@@ -67,10 +67,14 @@ impl Scene {
     /// Live answers under this mark.
     async fn serves(&self, mark: &str) -> Result<()> {
         until(&format!("live to serve {mark}"), async || {
-            let answer = choir_e2e::http::send("GET", &self.live.join("count")?, &[], "").await?;
-            Ok(answer.body.contains(&format!("\"mark\": \"{mark}\"")).then_some(()))
+            Ok(self.answers_as(mark).await?.then_some(()))
         })
         .await
+    }
+
+    async fn answers_as(&self, mark: &str) -> Result<bool> {
+        let answer = choir_e2e::http::send("GET", &self.live.join("count")?, &[], "").await?;
+        Ok(answer.body.contains(&format!("\"mark\": \"{mark}\"")))
     }
 
     async fn swap(&self, key: &str) -> Result<Deployment> {
