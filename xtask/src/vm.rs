@@ -13,10 +13,10 @@ mod tree;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::package::{self, Contents};
@@ -190,7 +190,7 @@ fn tell(workspace: &Workspace, programs: &Path, options: &Options) -> Result<()>
     let begun = Instant::now();
     let machine = Machine::start(&disk, &directory)?;
     let accelerator = machine.accelerator;
-    let mut story = Story::new(machine, &workspace.workspace_root, package)?;
+    let mut story = Story::new(machine, &workspace.workspace_root)?;
     let told = story.tell(!options.quick);
     if told.is_err() {
         println!("{}", story.evidence());
@@ -206,28 +206,4 @@ fn tell(workspace: &Workspace, programs: &Path, options: &Options) -> Result<()>
         std::io::stdin().read_line(&mut line)?;
     }
     told
-}
-
-/// `cargo xtask deploy` to a machine that SSH reaches through this command, in a network of its own: the port of its tunnel
-/// is the box's, which something may have taken on this machine.
-fn deploy(key: &Path, proxy: &str, package: &Path, more: &[&str]) -> Result<String> {
-    let options = [
-        format!("ProxyCommand={proxy}"),
-        format!("IdentityFile={}", key.display()),
-        "UserKnownHostsFile=/dev/null".to_owned(),
-        "StrictHostKeyChecking=no".to_owned(),
-        "LogLevel=ERROR".to_owned(),
-        "BatchMode=yes".to_owned(),
-    ];
-    let mut deploy = Command::new("unshare");
-    deploy.args(["--net", "sh", "-euc", "ip link set lo up; exec \"$0\" \"$@\" 2>&1"]);
-    deploy.arg(std::env::current_exe()?).args(["deploy", "root@box"]);
-    deploy.arg("--package").arg(package).args(more);
-    for option in options {
-        deploy.args(["--ssh-option", &option]);
-    }
-    let output = deploy.output().context("cannot start xtask")?;
-    let said = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
-    ensure!(output.status.success(), "{said}");
-    Ok(said)
 }

@@ -27,7 +27,7 @@ const MEMORY: &str = "3072";
 pub struct Machine {
     qemu: Child,
     directory: PathBuf,
-    pub key: PathBuf,
+    key: PathBuf,
     ssh_port: u16,
     /// What the console says, piece by piece; `console.log` has it, too.
     console: Receiver<Vec<u8>>,
@@ -153,14 +153,6 @@ impl Machine {
     fn hang_up(&self) {
         let mut exit = self.ssh();
         let _was_connected = silent(exit.args(["-O", "exit", "root@vm"]));
-    }
-
-    /// A command whose input and output are those of the machine's port for SSH, from whatever network of this one.
-    pub fn way_in(&self) -> String {
-        format!(
-            "ssh -F /dev/null -S {} -W localhost:22 root@vm",
-            self.directory.join("ssh.sock").display()
-        )
     }
 
     fn ssh(&self) -> Command {

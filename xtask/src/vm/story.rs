@@ -1,7 +1,7 @@
 //! What is tried in the virtual machine, in the order in which a box lives: installed, used, killed, rebooted, cut off from
 //! power, upgraded and taken back, restored, removed. Each step fails with what the machine said.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::load::{Answered, Load};
 use super::machine::Machine;
 use super::runbook::Runbook;
-use super::{LIST, SMALL_RELEASE, deploy};
+use super::{LIST, SMALL_RELEASE};
 
 /// What every script begins with: the command line of the smoke's user, and waiting for a condition, which ends the
 /// script where it does not come.
@@ -29,8 +29,6 @@ const WORST_EXPOSURE: &str = "15";
 
 pub struct Story {
     pub machine: Machine,
-    /// What is upgraded to, on this machine.
-    package: PathBuf,
     install: Runbook,
     deploy: Runbook,
     backup: Runbook,
@@ -39,11 +37,10 @@ pub struct Story {
 type Step = fn(&mut Story) -> Result<String>;
 
 impl Story {
-    pub fn new(machine: Machine, repository: &Path, package: PathBuf) -> Result<Self> {
+    pub fn new(machine: Machine, repository: &Path) -> Result<Self> {
         let runbook = |name: &str| Runbook::read(&repository.join("docs/runbook").join(name));
         Ok(Self {
             machine,
-            package,
             install: runbook("install.md")?,
             deploy: runbook("deploy.md")?,
             backup: runbook("backup.md")?,
@@ -72,7 +69,6 @@ impl Story {
             ("back to the version before, and two swaps", Self::taken_back),
             ("down, and up", Self::stopped),
             ("the doctor by its service, checks that are ok", Self::services),
-            ("xtask deploy, with its smoke", Self::deployed),
             ("the runbook of backups", Self::restored),
             ("is removed, comes back, is removed for good", Self::removed),
         ];
@@ -318,17 +314,6 @@ for slot in live dev; do test "$(smoke exec $slot -- 'cat ~/mark')" = $slot; don
              systemctl start choir-doctor.service || { journalctl --no-pager -o cat -u choir-doctor.service; exit 1; }
              journalctl --no-pager -o cat -u choir-doctor.service | grep -c '^ok'",
         )
-    }
-
-    /// Over what was gone back to, with the token that the doctor was given.
-    fn deployed(&mut self) -> Result<String> {
-        let agents = self.agents()?;
-        let said = deploy(&self.machine.key, &self.machine.way_in(), &self.package, &[])?;
-        let smoke = said.lines().find(|line| line.starts_with("passed: "));
-        let smoke = smoke.with_context(|| said.clone())?;
-        ensure!(said.ends_with("==> deployed"), "{said}");
-        ensure!(self.agents()? == agents, "a sandbox was started again");
-        Ok(format!("{}, {smoke}", self.run(VERSION)?))
     }
 
     fn stopped(&mut self) -> Result<String> {

@@ -4,13 +4,14 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::container::Container;
 use super::runbook::Runbook;
-use super::{LIST, SMALL_RELEASE, debian, deploy};
+use super::{LIST, SMALL_RELEASE, debian};
 
 const SUITE: &str = "trixie";
 /// A system that boots and is reached by SSH; it is not given what the package depends on, nor what software is made with.
@@ -157,10 +158,31 @@ impl Clean {
         Ok(format!("{is} runs on"))
     }
 
+    /// By the command, in a network of its own: the port of its tunnel is the one on which the box listens, whose ports are
+    /// this machine's.
     fn deploy(&self, package: &Path) -> Result<String> {
         let enter = self.container.enter().join(" ");
-        let proxy = format!("{enter} sh -c 'mkdir -p /run/sshd; exec /usr/sbin/sshd -i'");
-        deploy(&self.key, &proxy, package, &["--no-smoke"])
+        let options = [
+            format!("ProxyCommand={enter} sh -c 'mkdir -p /run/sshd; exec /usr/sbin/sshd -i'"),
+            format!("IdentityFile={}", self.key.display()),
+            "UserKnownHostsFile=/dev/null".to_owned(),
+            "StrictHostKeyChecking=no".to_owned(),
+            "LogLevel=ERROR".to_owned(),
+            "BatchMode=yes".to_owned(),
+        ];
+        let mut deploy = Command::new("unshare");
+        deploy.args(["--net", "sh", "-euc", "ip link set lo up; exec \"$0\" \"$@\" 2>&1"]);
+        deploy.arg(std::env::current_exe()?);
+        deploy
+            .args(["deploy", "root@clean", "--no-smoke", "--package"])
+            .arg(package);
+        for option in options {
+            deploy.args(["--ssh-option", &option]);
+        }
+        let output = deploy.output().context("cannot start xtask")?;
+        let said = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+        ensure!(output.status.success(), "{said}");
+        Ok(said)
     }
 
     fn version(&self) -> Result<String> {
