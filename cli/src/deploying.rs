@@ -25,8 +25,18 @@ where
     let mut line = Line::begin(ctx.json);
     let deployment = carry_out(&ctx.client()?, &ctx.workspace, what, &mut line, begin).await?;
     drop(line);
-    let total: u64 = deployment.steps.iter().map(|s| s.took_ms).sum();
-    ctx.show(&deployment, || format!("{what}: done in {}", duration(total)))
+    ctx.show(&deployment, || told(what, &deployment))
+}
+
+/// How long it took, in all and step by step.
+fn told(what: &str, deployment: &Deployment) -> String {
+    let steps = &deployment.steps;
+    let total: u64 = steps.iter().map(|s| s.took_ms).sum();
+    let each: Vec<String> = steps
+        .iter()
+        .map(|s| format!("{} {}", s.step.as_str(), duration(s.took_ms)))
+        .collect();
+    format!("{what}: done in {} ({})", duration(total), each.join(", "))
 }
 
 /// Begins one and waits for its end, telling how far it is.

@@ -11,6 +11,7 @@ use choir_store::{AuditEvent, Store};
 use crate::auth::Auth;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
+use crate::doctor::{self, Verdict};
 use crate::keys;
 use crate::random::{OsRandom, Random};
 use crate::serve::auth_deps;
@@ -96,6 +97,23 @@ pub async fn rotate_key(config: Config) -> anyhow::Result<String> {
          copy for as long as you keep backups from before",
         file.display()
     ))
+}
+
+/// Prints how each part is.
+pub async fn doctor(config: Config, warnings: Vec<String>, json: bool) -> anyhow::Result<()> {
+    let checks = doctor::look(&config, warnings).await;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&checks)?);
+    } else {
+        for check in &checks {
+            let line = format!("{:<7} {:<14} {}", check.result.as_str(), check.name, check.detail);
+            println!("{}", line.trim_end());
+        }
+    }
+    match checks.iter().filter(|check| check.result == Verdict::Failed).count() {
+        0 => Ok(()),
+        failed => bail!("{failed} of {} checks failed", checks.len()),
+    }
 }
 
 /// Prints what does not fit together, after removing what belongs to nobody if that is asked for.

@@ -15,6 +15,7 @@ use subtle::ConstantTimeEq;
 use crate::app::App;
 use crate::auth::extract::PeerAddr;
 use crate::auth::routes;
+use crate::doctor;
 use crate::error::{ApiError, ApiResult};
 use crate::releases::DefaultRelease;
 
@@ -41,7 +42,10 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
         StatusCode::SERVICE_UNAVAILABLE
     };
     let degraded = app.providers.degraded().await.into_iter().map(|(name, _)| name);
-    let degraded: Vec<String> = degraded.map(|name| format!("provider {name}")).collect();
+    let mut degraded: Vec<String> = degraded.map(|name| format!("provider {name}")).collect();
+    if doctor::disks(&app.config).any(|disk| disk.is_err()) {
+        degraded.push("disk".to_owned());
+    }
     (
         status,
         Json(json!({"ready": ready, "parts": parts, "degraded": degraded})),

@@ -65,6 +65,13 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Say whether the hypervisor answers and every part it relies on is well, and what to do where one is not.
+    #[command(after_help = "Example: choir-hypervisor --config /etc/choir/hypervisor.toml doctor")]
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Look into the audit trail of this box.
     Audit {
         #[command(subcommand)]
@@ -119,6 +126,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             runtime()?.block_on(serve::serve(config))
         }
         Verb::Fsck { repair, json } => runtime()?.block_on(console::fsck(config, repair, json)),
+        Verb::Doctor { json } => runtime()?.block_on(console::doctor(config, warnings, json)),
         Verb::Claim => {
             println!("{}", runtime()?.block_on(console::claim(config))?);
             Ok(())

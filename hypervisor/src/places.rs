@@ -72,6 +72,12 @@ pub fn read_secret(path: &Path) -> anyhow::Result<String> {
     Ok(secret.to_owned())
 }
 
+/// Bytes that are free to us, and all, where a file or directory is.
+pub fn room(path: &Path) -> std::io::Result<(u64, u64)> {
+    let disk = rustix::fs::statvfs(path)?;
+    Ok((disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize))
+}
+
 /// An archive with nothing in it, for runtimes that need no image.
 pub fn empty_archive(path: &Path) -> anyhow::Result<PathBuf> {
     // Two blocks of zeros end a tar archive (POSIX.1-1988).

@@ -122,6 +122,17 @@ impl Store {
         .await
     }
 
+    /// Its volume is there. It came from elsewhere, so it matters not what its slot holds by now.
+    pub async fn snapshot_received(&self, id: &SnapshotId) -> Result<Snapshot> {
+        let id = id.clone();
+        self.write(move |c| {
+            view(c, &get(c, &id)?.workspace)?;
+            set_state(c, &id, SnapshotState::Ready)?;
+            get(c, &id)
+        })
+        .await
+    }
+
     /// All snapshots of a workspace, newest first.
     pub async fn snapshots(&self, workspace: &WorkspaceId) -> Result<Vec<Snapshot>> {
         let workspace = workspace.clone();

@@ -6,6 +6,7 @@ use choir_api::admin::{BoxSandbox, BoxStats};
 use choir_core::Slot;
 
 use crate::app::App;
+use crate::doctor;
 use crate::error::ApiResult;
 
 pub mod routes;
@@ -50,6 +51,7 @@ impl App {
                     .to_owned(),
             );
         }
+        findings.extend(doctor::disks(&self.config).filter_map(Result::err));
         findings.extend(self.providers.degraded().await.into_iter().map(|(_, finding)| finding));
         let mut sandboxes: BTreeMap<String, usize> = BTreeMap::new();
         for handle in self.fleet.handles() {
@@ -86,7 +88,7 @@ impl App {
 }
 
 /// A sentence about a Podman that would be unsafe without what is done here.
-fn podman_advice(version: &str) -> Option<String> {
+pub fn podman_advice(version: &str) -> Option<String> {
     let mut parts = version.split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or(0));
     let version_is = [parts.next(), parts.next(), parts.next()].map(Option::unwrap_or_default);
     (version_is < SAFE_PODMAN).then(|| {

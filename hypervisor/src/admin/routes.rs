@@ -8,8 +8,10 @@ use choir_api::admin::{BoxSandbox, BoxStats, Finding};
 use choir_api::workspaces::Page;
 
 use crate::app::App;
+use crate::auth::extract::Query;
 use crate::auth::routes;
 use crate::error::{ApiError, ApiResult};
+use crate::paging::Pages;
 
 routes! {
     pub ROUTES, router -> Arc<App>;
@@ -31,9 +33,7 @@ async fn fsck(State(app): State<Arc<App>>) -> ApiResult<Json<Page<Finding>>> {
     }))
 }
 
-async fn sandboxes(State(app): State<Arc<App>>) -> ApiResult<Json<Page<BoxSandbox>>> {
-    Ok(Json(Page {
-        items: app.all_sandboxes().await?,
-        next_cursor: None,
-    }))
+async fn sandboxes(State(app): State<Arc<App>>, Query(pages): Query<Pages>) -> ApiResult<Json<Page<BoxSandbox>>> {
+    let all = app.all_sandboxes().await?;
+    Ok(Json(pages.cut(all, |shown| shown.sandbox.to_string())?))
 }

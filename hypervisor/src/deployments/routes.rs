@@ -7,13 +7,13 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use choir_api::workspaces as api;
 use choir_store::{Deployment, WorkspaceView};
-use serde::Deserialize;
 
 use super::Wish;
 use crate::app::App;
 use crate::auth::extract::{self, Query};
 use crate::auth::{Caller, routes};
 use crate::error::{ApiError, ApiResult};
+use crate::paging::{Pages, bad_cursor};
 use crate::workspaces::routes::Wait;
 
 routes! {
@@ -110,12 +110,6 @@ fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<String>> {
     }
 }
 
-#[derive(Deserialize)]
-struct Pages {
-    limit: Option<u32>,
-    cursor: Option<String>,
-}
-
 async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -123,8 +117,8 @@ async fn list(
     Query(pages): Query<Pages>,
 ) -> ApiResult<Json<api::Page<api::Deployment>>> {
     let view = app.workspace(&caller.user, &ws).await?;
-    let bad_cursor = |_| ApiError::bad_request("bad_cursor", "The cursor is not one this list gave.");
-    let before = pages.cursor.map(|c| c.parse().map_err(bad_cursor)).transpose()?;
+    let before = pages.cursor.map(|c| c.parse().map_err(|_| bad_cursor()));
+    let before = before.transpose()?;
     let limit = pages.limit.unwrap_or(50).clamp(1, 200);
     let found = app.store.deployments(&view.workspace.id, before, limit).await?;
     let full = found.len() == limit as usize;

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use choir_core::sandbox::Observed;
+use choir_core::sandbox::{Desired, Exit, Observed};
 use choir_core::{SandboxId, Slot};
 use choir_runtime::{Found, Seen};
-use choir_store::{Sandbox, WorkspaceView};
+use choir_store::{AuditEvent, Sandbox, WorkspaceView};
 use jiff::Timestamp;
 
+use super::worker::tell::outcome;
 use super::{Fleet, Present, launch};
 
 impl Fleet {
@@ -90,6 +91,7 @@ impl Fleet {
                 place = Some(self.admission.take());
             } else if present && leftover.is_none() && !alive {
                 if let Seen::Exited(exit) = &container.seen {
+                    self.died_unseen(view, sandbox, exit).await;
                     observed = Observed::Stopped {
                         exit: Some(exit.clone()),
                         since: self.now(),
@@ -109,6 +111,25 @@ impl Fleet {
             limits_stale: true,
         };
         self.spawn(sandbox, seat, present);
+    }
+
+    /// Records the end of what was to run on, as would have been done by who had seen it.
+    async fn died_unseen(&self, view: &WorkspaceView, sandbox: &Sandbox, exit: &Exit) {
+        let ran = sandbox.observed.generation() == Some(sandbox.generation);
+        if !ran || sandbox.desired != Desired::Running || matches!(sandbox.observed, Observed::Stopping { .. }) {
+            return;
+        }
+        let event = AuditEvent {
+            at: self.now(),
+            actor: "system".into(),
+            user: Some(view.workspace.user.clone()),
+            action: "sandbox.exited",
+            subject: sandbox.id.to_string(),
+            outcome: outcome(exit),
+        };
+        if let Err(error) = self.services.store.audit(event).await {
+            tracing::error!(sandbox.id = %sandbox.id, %error, "its death could not be recorded");
+        }
     }
 }
 

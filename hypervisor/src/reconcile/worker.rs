@@ -20,7 +20,7 @@ use super::{AskError, Fleet, Status};
 use crate::fail;
 
 mod asleep;
-mod tell;
+pub(super) mod tell;
 
 /// How long a sandbox, and its files, may be left alone, by the policy of the slot it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -369,9 +369,8 @@ impl Worker {
         self.engaged = 0;
         self.oom_kills = Some(0);
         self.says = Arc::default();
-        let outcome = if exit.oom_killed { "out_of_memory" } else { "exited" };
         if self.desired == Desired::Running && !restart {
-            self.audit("sandbox.exited", outcome).await;
+            self.audit("sandbox.exited", tell::outcome(&exit)).await;
         }
         self.happened(Event::Exited {
             generation,

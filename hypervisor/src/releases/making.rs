@@ -167,14 +167,19 @@ impl Releases {
         Ok(self.store.release(id).await?)
     }
 
-    /// Receives an archive, imports it in the background, and tries it before anybody can run it. Broken off, it leaves a rejected release that says so.
-    pub async fn receive<E: std::fmt::Display>(
+    /// Receives an archive, imports it in the background, and tries it before anybody can run it. Broken off, it leaves a
+    /// rejected release that says so.
+    pub async fn receive<S, E>(
         self: &Arc<Self>,
         user: &UserId,
         wanted: Wanted,
-        archive: impl Stream<Item = Result<Bytes, E>>,
+        archive: S,
         trial: Trial,
-    ) -> ApiResult<ReleaseId> {
+    ) -> ApiResult<ReleaseId>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+        E: std::fmt::Display + Send + 'static,
+    {
         let busy = || {
             let message = "Two images are being imported already; try again when one of them is done.";
             ApiError::unavailable("busy", message).retry_after(30)
@@ -183,19 +188,22 @@ impl Releases {
         let place = self.making.places.clone().try_acquire_owned().map_err(|_| busy())?;
         let id = self.begin(user, wanted).await?;
         let path = self.making.uploads.join(format!("{id}.tar"));
-        let received = self.write_down(&path, archive).await;
-        if let Err(error) = received {
-            let _ = std::fs::remove_file(&path);
-            self.reject(&id, &error.to_string()).await;
-            return Err(error);
-        }
-        let (releases, making) = (self.clone(), id.clone());
-        let trial = trial(id.clone(), user.clone());
-        tokio::spawn(async move {
-            releases.import(&making, &path, trial).await;
-            drop(place);
+        let (releases, user) = (self.clone(), user.clone());
+        // Apart, since a caller that goes away must not leave it half made.
+        let receiving = tokio::spawn(async move {
+            if let Err(error) = releases.write_down(&path, archive).await {
+                let _ = std::fs::remove_file(&path);
+                releases.reject(&id, &error.to_string()).await;
+                return Err(error);
+            }
+            let (making, trial) = (id.clone(), trial(id.clone(), user));
+            tokio::spawn(async move {
+                releases.import(&making, &path, trial).await;
+                drop(place);
+            });
+            Ok(id)
         });
-        Ok(id)
+        receiving.await.map_err(ApiError::internal)?
     }
 
     async fn import(&self, id: &ReleaseId, archive: &Path, trial: BoxFuture<'static, Result<Tried, String>>) {

@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::auth::extract::{Body, Query};
 use crate::auth::{Caller, routes};
 use crate::error::{ApiError, ApiResult};
+use crate::paging::Pages;
 use crate::reconcile::trial::Tried;
 use crate::workspaces::routes::Wait;
 
@@ -27,17 +28,22 @@ routes! {
     User DELETE delete "/api/releases/{id}" => remove;
 }
 
-async fn list(State(app): State<Arc<App>>, caller: Caller) -> ApiResult<Json<api::Page<api::Release>>> {
+async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(pages): Query<Pages>,
+) -> ApiResult<Json<api::Page<api::Release>>> {
     let uses = app.store.release_uses().await?;
+    let mut releases = app.store.releases().await?;
+    releases.retain(|release| release.is_for(&caller.user.id) && release.state != ReleaseState::Retired);
+    let page = pages.cut(releases, |release| release.id.to_string())?;
     let mut items = Vec::new();
-    for release in app.store.releases().await? {
-        if release.is_for(&caller.user.id) && release.state != ReleaseState::Retired {
-            items.push(wire(&app, &caller, release, &uses).await?);
-        }
+    for release in page.items {
+        items.push(wire(&app, &caller, release, &uses).await?);
     }
     Ok(Json(api::Page {
         items,
-        next_cursor: None,
+        next_cursor: page.next_cursor,
     }))
 }
 

@@ -173,7 +173,9 @@ impl App {
             self.remove_snapshot(&id).await;
             return Err(error);
         }
-        self.record_snapshot(&id).await
+        // The slot may hold something else by now: this is not of it.
+        let made = self.store.snapshot_received(&id).await;
+        self.recorded(&id, made).await
     }
 
     async fn unpack_snapshot<S, E>(

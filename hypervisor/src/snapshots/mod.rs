@@ -73,12 +73,12 @@ impl App {
             return Err(error.into());
         }
         fail::point("snapshot.copied").await.map_err(ApiError::internal)?;
-        self.record_snapshot(&id).await
+        let made = self.store.snapshot_made(&id).await;
+        self.recorded(&id, made).await
     }
 
-    /// Its volume is there.
-    async fn record_snapshot(&self, id: &SnapshotId) -> ApiResult<Snapshot> {
-        let made = self.store.snapshot_made(id).await;
+    /// Removes the volume that no row speaks of, where there is to be none.
+    async fn recorded(&self, id: &SnapshotId, made: choir_store::Result<Snapshot>) -> ApiResult<Snapshot> {
         if matches!(
             made,
             Err(choir_store::Error::NotFound | choir_store::Error::Conflict(_))

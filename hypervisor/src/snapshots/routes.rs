@@ -19,6 +19,7 @@ use crate::auth::{Caller, routes};
 use crate::deployments::Wish;
 use crate::deployments::routes::{Answer, begin};
 use crate::error::{ApiError, ApiResult};
+use crate::paging::Pages;
 use crate::workspaces::routes::Wait;
 
 routes! {
@@ -47,17 +48,19 @@ async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path((ws, slot)): Path<(String, String)>,
+    Query(pages): Query<Pages>,
 ) -> ApiResult<Json<api::Page<api::Snapshot>>> {
     let (view, slot) = find(&app, &caller, &ws, &slot).await?;
+    let mut snapshots = app.store.snapshots(&view.workspace.id).await?;
+    snapshots.retain(|snapshot| snapshot.slot == slot && snapshot.state == SnapshotState::Ready);
+    let page = pages.cut(snapshots, |snapshot| snapshot.id.to_string())?;
     let mut items = Vec::new();
-    for snapshot in app.store.snapshots(&view.workspace.id).await? {
-        if snapshot.slot == slot && snapshot.state == SnapshotState::Ready {
-            items.extend(wire(&app, snapshot).await?);
-        }
+    for snapshot in page.items {
+        items.extend(wire(&app, snapshot).await?);
     }
     Ok(Json(api::Page {
         items,
-        next_cursor: None,
+        next_cursor: page.next_cursor,
     }))
 }
 

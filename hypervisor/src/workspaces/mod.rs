@@ -71,6 +71,7 @@ impl App {
             self.fleet.add(&view, view.slot(slot));
         }
         self.publish(&view).await;
+        self.start_always(&view).await?;
         Ok(view)
     }
 
@@ -115,19 +116,22 @@ impl App {
         if patch.limits.is_some() {
             self.fleet.limits_changed(&after).await;
         }
-        for slot in Slot::ALL {
-            if patch
-                .awake
-                .as_ref()
-                .is_some_and(|awake| *awake.get(slot) == Awake::Always)
-            {
-                let handle = self.handle(&after, slot)?;
-                handle
-                    .desire(Desired::Running, self.event(&after, "sandbox.start"))
-                    .await?;
-            }
+        if patch.awake.is_some() {
+            self.start_always(&after).await?;
         }
         Ok(after)
+    }
+
+    /// Starts what is to run always.
+    async fn start_always(&self, view: &WorkspaceView) -> ApiResult<()> {
+        for slot in Slot::ALL {
+            let handle = self.handle(view, slot)?;
+            if handle.awake() == Awake::Always {
+                let audit = self.event(view, "sandbox.start");
+                handle.desire(Desired::Running, audit).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes the hosts away and has containers, volumes and rows removed.

@@ -21,6 +21,7 @@ use crate::app::{App, HOLD};
 use crate::auth::extract::{self, Query};
 use crate::auth::{Caller, routes};
 use crate::error::{ApiError, ApiResult};
+use crate::paging::Pages;
 
 routes! {
     pub ROUTES, router -> Arc<App>;
@@ -53,14 +54,20 @@ impl Wait {
     }
 }
 
-async fn list(State(app): State<Arc<App>>, caller: Caller) -> ApiResult<Json<api::Page<api::Workspace>>> {
+async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(pages): Query<Pages>,
+) -> ApiResult<Json<api::Page<api::Workspace>>> {
+    let views = app.store.workspaces_of(&caller.user.id).await?;
+    let page = pages.cut(views, |view| view.workspace.id.to_string())?;
     let mut items = Vec::new();
-    for view in app.store.workspaces_of(&caller.user.id).await? {
-        items.push(app.show(&view).await);
+    for view in &page.items {
+        items.push(app.show(view).await);
     }
     Ok(Json(api::Page {
         items,
-        next_cursor: None,
+        next_cursor: page.next_cursor,
     }))
 }
 

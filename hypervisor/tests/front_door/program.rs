@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Browser, remote};
 
@@ -266,6 +266,49 @@ pub fn free_port() -> u16 {
 }
 
 /// D21, with the head as an operator finds it in the journal.
+#[tokio::test]
+async fn the_doctor_says_of_each_part_whether_it_is_well_and_what_to_do() {
+    let port = free_port();
+    let place = Place::serving(port);
+    std::fs::create_dir(place.path("volumes")).unwrap();
+    let look = || {
+        let output = place.command("doctor").arg("--json").output().unwrap();
+        assert!(!output.status.success(), "there is no volumes helper");
+        let checks: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        move |name: &str| {
+            let check = checks.iter().find(|check| check["name"] == name).unwrap();
+            let text = |key: &str| check[key].as_str().unwrap().to_owned();
+            (text("result"), text("detail"))
+        }
+    };
+    let failed = |(result, detail): (String, String), why: &str| {
+        assert!(result == "failed" && detail.contains(why), "{result}: {detail}");
+    };
+    let nothing = look();
+    assert_eq!(nothing("configuration").0, "advice", "nothing is isolated");
+    failed(nothing("hypervisor"), "start it, or look into its log");
+    failed(nothing("keys"), "cannot be read");
+    failed(nothing("volumes"), "choir-volumes");
+
+    let running = Running::start(&place, port, Stdio::null());
+    running.answers().await;
+    let up = look();
+    failed(up("hypervisor"), "it is not ready: ");
+    failed(up("hypervisor"), "volumes not ready");
+    assert_eq!(up("keys").0, "ok");
+    assert_eq!(up("containers").0, "ok");
+    assert_eq!(up("disk").0, "ok");
+
+    std::fs::copy(place.path("key"), place.path("copy")).unwrap();
+    std::fs::write(place.path("key"), [7; 32]).unwrap();
+    failed(look()("keys"), "is another database's");
+    std::fs::remove_file(place.path("key")).unwrap();
+    failed(look()("keys"), "put it back");
+    assert!(!place.path("key").exists(), "it changes nothing");
+    std::fs::rename(place.path("copy"), place.path("key")).unwrap();
+    assert_eq!(look()("keys").0, "ok");
+}
+
 #[tokio::test]
 async fn a_trail_that_was_changed_or_cut_offline_is_found_by_the_program() {
     let place = Place::serving(free_port());

@@ -32,6 +32,7 @@ pub struct Story {
     install: Runbook,
     deploy: Runbook,
     backup: Runbook,
+    incident: Runbook,
 }
 
 type Step = fn(&mut Story) -> Result<String>;
@@ -44,6 +45,7 @@ impl Story {
             install: runbook("install.md")?,
             deploy: runbook("deploy.md")?,
             backup: runbook("backup.md")?,
+            incident: runbook("incident.md")?,
         })
     }
 
@@ -61,6 +63,7 @@ impl Story {
             ("systemd's verdict on the hypervisor", Self::exposure),
             ("F16: systemctl restart, asked all the while", Self::restarted),
             ("systemctl kill -s KILL, asked all the while", Self::killed),
+            ("the runbook of incidents", Self::looked_into),
             ("F21: reboot, until both sandboxes answer", Self::rebooted),
         ];
         let rest: &[(&str, Step)] = &[
@@ -79,6 +82,7 @@ impl Story {
             let said = said.lines().last().unwrap_or_default();
             println!("    {:>6.1} s  {name}: {said}", begun.elapsed().as_secs_f64());
         }
+        self.incident.is_done()?;
         let runbooks = [&self.install, &self.deploy, &self.backup];
         runbooks.into_iter().filter(|_| whole).try_for_each(Runbook::is_done)
     }
@@ -249,6 +253,16 @@ smoke config set limits.memory=2GiB > /dev/null
         let marks = self.run("for slot in live dev; do smoke exec $slot -- 'cat ~/mark'; done | paste -sd,")?;
         ensure!(marks == "live,dev", "the sandboxes say {marks}");
         Ok(answered)
+    }
+
+    /// What the doctor finds well, once everything was done that is done when something is not.
+    fn looked_into(&mut self) -> Result<String> {
+        let commands = self.incident.rest();
+        self.run(&format!(
+            "choir() {{ command choir --workspace smoke \"$@\"; }}\n{commands}\nchoir start dev > /dev/null; ready"
+        ))?;
+        let well = self.run("runuser -u choir -- choir-hypervisor doctor | grep -c '^ok'")?;
+        Ok(format!("the doctor's checks that are ok: {well}"))
     }
 
     fn rebooted(&mut self) -> Result<String> {

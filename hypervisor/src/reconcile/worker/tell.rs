@@ -1,11 +1,16 @@
 //! What others learn of a sandbox: its status, events, and rows of the audit trail. It must not change a state.
 
 use choir_api::events::{SANDBOX, SandboxChanged};
-use choir_core::sandbox::Observed;
+use choir_core::sandbox::{Exit, Observed};
 use choir_store::AuditEvent;
 
 use super::Worker;
 use crate::reconcile::Status;
+
+/// What the audit trail says of an end that nobody asked for.
+pub fn outcome(exit: &Exit) -> &'static str {
+    if exit.oom_killed { "out_of_memory" } else { "exited" }
+}
 
 impl Worker {
     pub(super) fn publish(&self) {

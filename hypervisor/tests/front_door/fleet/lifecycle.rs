@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use choir_core::sandbox::{Desired, Exit, Observed};
-use choir_core::{Generation, SandboxId, Slot};
+use choir_core::{Awake, Generation, SandboxId, Slot};
 use choir_runtime::sim::Fault;
 use choir_runtime::{Runtime, Seen};
+use choir_store::AuditFilter;
 use serde_json::json;
 
 use super::{Box, change, shown, workspace};
@@ -421,7 +422,24 @@ fn what_died_while_no_hypervisor_looked_is_started_once() {
         is_ready(&third, &live, 2).await;
         is_ready(&third, &dev, 1).await;
         assert_eq!(start.world.starts(), 3);
+        let rows = third.app.store.audit_rows(AuditFilter {
+            action: Some("sandbox.exited".into()),
+            limit: 10,
+            ..AuditFilter::default()
+        });
+        let died: Vec<_> = rows.await.unwrap().into_iter().map(|row| row.subject).collect();
+        assert_eq!(died, [live.to_string()], "its death is recorded once");
     });
+}
+
+#[tokio::test]
+async fn where_sandboxes_are_awake_always_a_new_workspace_runs_without_being_asked() {
+    let start = Box::with(|config| config.sandboxes.awake = Awake::Always).await;
+    let mut ada = start.ada().await;
+    for sandbox in workspace(&mut ada).await {
+        is_ready(&start, &sandbox, 1).await;
+    }
+    assert_eq!(start.world.starts(), 2);
 }
 
 /// Waits until a sandbox is ready, and checks that it is so in this generation.

@@ -8,6 +8,7 @@ use choir_core::{ReleaseId, Slot};
 use choir_hypervisor::reconcile::trial::tried_in;
 use choir_runtime::sim::Fault;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use super::{Box, change, sandbox, shown, workspace};
 use crate::support::{Answer, Browser};
@@ -211,6 +212,80 @@ async fn an_archive_that_is_too_large_is_refused_before_all_of_it_was_sent() {
     upload(&mut ada, "name=endless", endless)
         .await
         .refused(StatusCode::PAYLOAD_TOO_LARGE, "too_large");
+}
+
+#[tokio::test]
+async fn an_upload_whose_sender_goes_away_is_rejected_and_leaves_nothing() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    workspace(&mut ada).await;
+    let (hold, held) = oneshot::channel::<()>();
+    let mut sender = ada.clone();
+    let sending = tokio::spawn(async move {
+        let breaks = futures_util::stream::once(async {
+            let _ = held.await;
+            Err::<Bytes, std::io::Error>(std::io::ErrorKind::ConnectionReset.into())
+        });
+        upload(&mut sender, "name=gone", Body::from_stream(breaks)).await
+    });
+    let begun = loop {
+        let listed = listed(&mut ada).await;
+        if let Some(begun) = listed.iter().find(|r| r["name"] == "gone") {
+            break begun["id"].as_str().unwrap().parse().unwrap();
+        }
+        assert!(!sending.is_finished(), "it is waited for");
+    };
+    // As the server does with whom it answers no more.
+    sending.abort();
+    assert!(sending.await.unwrap_err().is_cancelled());
+    drop(hold);
+    let gone = decided(&mut ada, &begun).await;
+    assert_eq!(gone["state"], "rejected");
+    assert!(gone["reason"].as_str().unwrap().contains("broke off"), "{gone}");
+    assert!(start.app.fsck().await.unwrap().is_empty());
+    // The control: who stays is heard to the end.
+    let good = upload(&mut ada, "name=here&wait_s=20", "image of alpine").await;
+    good.expect(StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn lists_come_in_pages_for_those_who_ask_for_a_few() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    workspace(&mut ada).await;
+    change(&mut ada, Slot::Live, "start").await;
+    for _ in 0..2 {
+        made(&mut ada).await;
+        let taken = ada.post("/api/workspaces/main/slots/live/snapshots", json!({})).await;
+        taken.expect(StatusCode::CREATED);
+    }
+    let lists = [
+        ("/api/releases", "id", 3),
+        ("/api/workspaces/main/slots/live/snapshots", "id", 2),
+        ("/api/workspaces", "id", 1),
+        ("/admin/sandboxes", "sandbox", 2),
+    ];
+    for (path, id, count) in lists {
+        let ids = |page: &Value| -> Vec<Value> {
+            let items = page["items"].as_array().unwrap().iter();
+            items.map(|item| item[id].clone()).collect()
+        };
+        let whole = ids(&ada.get(path).await.expect(StatusCode::OK));
+        assert_eq!(whole.len(), count, "{path}");
+        let (mut one_by_one, mut query) = (Vec::new(), "limit=1".to_owned());
+        loop {
+            let page = ada.get(&format!("{path}?{query}")).await.expect(StatusCode::OK);
+            assert_eq!(ids(&page).len(), 1, "{path}");
+            one_by_one.extend(ids(&page));
+            let Some(cursor) = page["next_cursor"].as_str() else {
+                break;
+            };
+            query = format!("limit=1&cursor={cursor}");
+        }
+        assert_eq!(one_by_one, whole, "{path}");
+        let refused = ada.get(&format!("{path}?cursor=nothing")).await;
+        refused.refused(StatusCode::BAD_REQUEST, "bad_cursor");
+    }
 }
 
 #[tokio::test]

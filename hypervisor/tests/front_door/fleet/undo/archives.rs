@@ -263,6 +263,36 @@ async fn stalled(start: &Box, mut browser: Browser, nth: usize) -> Stalled {
 }
 
 #[tokio::test]
+async fn what_was_sent_is_a_snapshot_although_its_slot_got_another_release_meanwhile() {
+    let start = Box::new().await;
+    let mut ada = start.ada().await;
+    used(&start, &mut ada).await;
+    let id = taken(&mut ada).await;
+    let whole = archive(&mut ada, &id).await;
+    let live = ada.get(MAIN).await.expect(StatusCode::OK)["slots"]["live"]["sandbox"].clone();
+    let release = ada.post("/api/releases", json!({"sandbox": live})).await;
+    let release = release.expect(StatusCode::CREATED)["id"].clone();
+    let (rest, awaited) = oneshot::channel::<Bytes>();
+    let mut sender = ada.clone();
+    let answer = tokio::spawn(async move {
+        let comes = futures_util::stream::once(async { awaited.await.map_err(std::io::Error::other) });
+        import(&mut sender, Body::from_stream(comes)).await
+    });
+    while start.app.store.unfinished_snapshots().await.unwrap().is_empty() {
+        assert!(!answer.is_finished(), "it is waited for");
+        tokio::task::yield_now().await;
+    }
+    let path = format!("{MAIN}/slots/dev/deploy?wait_s=60");
+    let deployed = ada.post(&path, json!({"release": release})).await;
+    assert_eq!(deployed.expect(StatusCode::OK)["step"], "succeeded");
+    rest.send(whole).unwrap();
+    let made = answer.await.unwrap().expect(StatusCode::CREATED);
+    let listed = snapshots(&mut ada, Slot::Dev).await;
+    assert!(listed.iter().any(|snapshot| snapshot["id"] == made["id"]), "{listed:?}");
+    start.fits_together().await;
+}
+
+#[tokio::test]
 async fn who_sends_slowly_holds_up_nobody_but_himself() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
