@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::downloads::Downloads;
 use crate::egress::Outside;
+use crate::error::{ApiError, ApiResult};
 use crate::events::Events;
 use crate::prove::Searches;
 use crate::providers::Providers;
@@ -155,6 +156,11 @@ impl App {
             outcome: "ok",
         }
     }
+}
+
+/// Does it to its end, also where its caller goes away, who would otherwise leave it half done.
+pub async fn apart<T: Send + 'static>(work: impl Future<Output = ApiResult<T>> + Send + 'static) -> ApiResult<T> {
+    tokio::spawn(work).await.map_err(ApiError::internal)?
 }
 
 /// Reaches sandboxes through the runtime.

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use choir_store::{AuditEvent, Store, admit_copy};
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
+use jiff::civil::DateTime;
 
 use crate::config::Config;
 use crate::keys;
@@ -103,7 +104,25 @@ pub async fn backup(config: &Config, to: &Path, now: Timestamp) -> anyhow::Resul
     fs::rename(part.path(), &file).with_context(|| format!("cannot put {} in place", file.display()))?;
     sync_directory(to)?;
     note_directory(config, to)?;
+    if config.backup.keep > 0 {
+        remove_old(to, config.backup.keep).with_context(|| format!("older backups in {} stay", to.display()))?;
+    }
     Ok(file)
+}
+
+/// Leaves the newest `keep`. Their names tell when they were written.
+fn remove_old(directory: &Path, keep: usize) -> io::Result<()> {
+    let mut whole = written(directory)?;
+    // Somebody's own are not told by their names.
+    whole.retain(|path| {
+        let name = path.file_name().map(|name| name.to_string_lossy());
+        name.is_some_and(|name| DateTime::strptime("choir-%Y%m%dT%H%M%SZ.db.age", &*name).is_ok())
+    });
+    whole.sort();
+    for old in whole.iter().rev().skip(keep) {
+        fs::remove_file(old)?;
+    }
+    Ok(())
 }
 
 /// Where backups were written to, one directory a line, so that a search for secrets finds them.

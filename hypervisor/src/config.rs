@@ -124,11 +124,13 @@ pub struct Egress {
     pub allow_networks: Vec<IpNet>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Backup {
     /// Public keys of the identities that can read backups, `age1…` each.
     pub recipients: Vec<String>,
+    /// How many stay in a directory after one was written there; 0 keeps all.
+    pub keep: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -173,6 +175,15 @@ impl Default for Listen {
             address: IpAddr::from([127, 0, 0, 1]),
             port: 9090,
             trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Self {
+            recipients: Vec::new(),
+            keep: 30,
         }
     }
 }

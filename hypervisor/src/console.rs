@@ -123,7 +123,7 @@ pub async fn fsck(config: Config, repair: bool, json: bool) -> anyhow::Result<()
         .with_context(|| format!("there is no database at {}; name its configuration", path.display()))?;
     let runtime = serve::runtime(&config)?;
     let volumes = VolumesClient::new(config.sandboxes.volumes_socket.clone());
-    let mut findings = fsck::check(&store, &*runtime, &volumes, None).await?;
+    let mut findings = fsck::beside(&store, &*runtime, &volumes).await?;
     if repair {
         fsck::repair(&mut findings, &*runtime, &volumes).await?;
     }

@@ -1,6 +1,7 @@
 //! Whether this box is well, as its own console sees it: beside a running hypervisor, or to learn why there is none. It
-//! must not change anything.
+//! must not change what it looks at.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +11,7 @@ use choir_runtime::{Volumes as _, VolumesClient};
 use choir_store::Store;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 use crate::config::Config;
@@ -84,6 +84,13 @@ async fn judged(name: &'static str, looking: impl Future<Output = anyhow::Result
     }
 }
 
+/// What `/readyz` says.
+#[derive(Deserialize)]
+struct Readiness {
+    parts: BTreeMap<String, String>,
+    degraded: Vec<String>,
+}
+
 /// Whether the hypervisor of this configuration runs and has all its parts.
 async fn answers(config: &Config) -> anyhow::Result<String> {
     let address = match config.listen.address {
@@ -100,14 +107,14 @@ async fn answers(config: &Config) -> anyhow::Result<String> {
         .body(Empty::<bytes::Bytes>::new())?;
     let answer = sender.send_request(request).await?;
     let body = answer.into_body().collect().await?.to_bytes();
-    let state: Value =
-        serde_json::from_slice(&body).with_context(|| format!("what answers at {address} is another"))?;
-    let parts = state["parts"].as_object().into_iter().flatten();
-    let missing: Vec<String> = parts
-        .filter(|(_, part)| *part != "ok")
-        .map(|(name, part)| format!("{name} {}", part.as_str().unwrap_or_default()))
+    let said: Readiness =
+        serde_json::from_slice(&body).with_context(|| format!("what answers at {address} is no hypervisor"))?;
+    let parts = said.parts.into_iter().filter(|(_, part)| part != "ok");
+    let wrong: Vec<String> = parts
+        .map(|(name, part)| format!("{name} {part}"))
+        .chain(said.degraded)
         .collect();
-    ensure!(state["ready"] == true, "it is not ready: {}", missing.join(", "));
+    ensure!(wrong.is_empty(), "it answers, but for: {}", wrong.join(", "));
     Ok(format!("ready at {address}"))
 }
 
@@ -146,7 +153,7 @@ async fn volumes(config: &Config) -> anyhow::Result<String> {
 
 async fn invariants(config: &Config) -> anyhow::Result<String> {
     let volumes = VolumesClient::new(config.sandboxes.volumes_socket.clone());
-    let found = fsck::check(&store(config)?, &*serve::runtime(config)?, &volumes, None).await?;
+    let found = fsck::beside(&store(config)?, &*serve::runtime(config)?, &volumes).await?;
     match found.len() {
         0 => Ok("database, containers and volumes fit together".to_owned()),
         // What is half done now is found, too.
@@ -157,19 +164,42 @@ async fn invariants(config: &Config) -> anyhow::Result<String> {
 /// What is free where the database and the volumes are, as an error where that is too little. Whether they are there at all
 /// others look.
 pub fn disks(config: &Config) -> impl Iterator<Item = Result<String, String>> {
-    let places = [config.store.path.clone(), config.volumes_dir()].into_iter();
-    let rooms = places.filter_map(|place| Some((places::room(&place).ok()?, place)));
-    rooms.map(|((free, all), place)| {
-        let at = place.display();
+    const OF_THE_DATABASE: &str = "look what else is there, as older backups, or make it larger";
+    const OF_VOLUMES: &str = "delete snapshots, releases or workspaces that are not needed, or make it larger";
+    let places = [
+        (config.store.path.clone(), OF_THE_DATABASE),
+        (config.volumes_dir(), OF_VOLUMES),
+    ];
+    places.into_iter().filter_map(|(place, advice)| {
+        let (free, all) = places::room(&place).ok()?;
         let gib = |bytes: u64| format!("{}.{} GiB", bytes >> 30, ((bytes % (1 << 30)) * 10) >> 30);
-        if free < FREE.min(all / 10) {
-            return Err(format!(
-                "the disk of {at} is almost full, {} of {} are left: delete snapshots, releases or workspaces that are \
-                 not needed (`choir du`), or make it larger",
-                gib(free),
-                gib(all)
-            ));
-        }
-        Ok(format!("{at}: {} of {} are free", gib(free), gib(all)))
+        let left = format!("{}: {} of {} are free", place.display(), gib(free), gib(all));
+        Some(match is_almost_full(free, all) {
+            false => Ok(left),
+            true => Err(format!("the disk is almost full at {left}; {advice}")),
+        })
     })
+}
+
+fn is_almost_full(free: u64, all: u64) -> bool {
+    free < FREE.min(all / 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_almost_full;
+
+    #[test]
+    fn a_disk_is_almost_full_below_a_tenth_and_a_large_one_below_5_gib() {
+        let gib = |n: u64| n << 30;
+        for (free, all, full) in [
+            (gib(1), gib(20), true),
+            (gib(2), gib(20), false),
+            (gib(4), gib(500), true),
+            (gib(5), gib(500), false),
+            (0, 0, false),
+        ] {
+            assert_eq!(is_almost_full(free, all), full, "{free} of {all}");
+        }
+    }
 }

@@ -7,9 +7,10 @@ use choir_api::admin as api;
 use choir_core::sandbox::Observed;
 use choir_core::{Generation, Slot};
 use choir_runtime::{Runtime, Volumes};
-use choir_store::{Claims, SnapshotState, Store};
+use choir_store::{Claims, ReleaseState, SnapshotState, Store};
 
 use crate::app::App;
+use crate::reconcile::trial::tried_in;
 use crate::table::Table;
 
 /// One thing that does not fit.
@@ -49,7 +50,7 @@ impl Finding {
 }
 
 /// What does not fit now. While something is being done, what is half done may be found, too.
-pub async fn check(
+async fn check(
     store: &Store,
     runtime: &dyn Runtime,
     volumes: &dyn Volumes,
@@ -92,6 +93,27 @@ pub async fn check(
         findings.extend(claims.workspaces.iter().filter_map(|view| stale(table, view)));
     }
     Ok(findings)
+}
+
+/// The same beside a hypervisor, which may be trying a release.
+pub async fn beside(store: &Store, runtime: &dyn Runtime, volumes: &dyn Volumes) -> anyhow::Result<Vec<Finding>> {
+    let found = check(store, runtime, volumes, None).await?;
+    let mut trials = BTreeSet::new();
+    for release in store.releases().await? {
+        if release.state == ReleaseState::Importing {
+            trials.insert(tried_in(&release.id).to_string());
+        }
+    }
+    Ok(without(found, |sandbox| trials.contains(sandbox)))
+}
+
+fn without(mut findings: Vec<Finding>, is_trial: impl Fn(&str) -> bool) -> Vec<Finding> {
+    findings.retain(|finding| match &finding.stray {
+        Some(Stray::Container(generation)) => !is_trial(generation.sandbox.as_str()),
+        Some(Stray::Volume(id)) => !is_trial(id),
+        None => true,
+    });
+    findings
 }
 
 /// Removes what belongs to nobody.
@@ -150,13 +172,8 @@ impl App {
     /// What does not fit, the routes in memory included.
     pub async fn fsck(&self) -> anyhow::Result<Vec<Finding>> {
         let services = &self.fleet.services;
-        let mut findings = check(&self.store, &*services.runtime, &*services.volumes, Some(&self.table)).await?;
-        findings.retain(|finding| match &finding.stray {
-            Some(Stray::Container(generation)) => !self.fleet.is_trial(generation.sandbox.as_str()),
-            Some(Stray::Volume(id)) => !self.fleet.is_trial(id),
-            None => true,
-        });
-        Ok(findings)
+        let found = check(&self.store, &*services.runtime, &*services.volumes, Some(&self.table)).await?;
+        Ok(without(found, |sandbox| self.fleet.is_trial(sandbox)))
     }
 
     /// Volumes stay: what is in them cannot be made again.

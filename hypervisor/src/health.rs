@@ -43,6 +43,9 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
     };
     let degraded = app.providers.degraded().await.into_iter().map(|(name, _)| name);
     let mut degraded: Vec<String> = degraded.map(|name| format!("provider {name}")).collect();
+    if app.config.metrics.token_file.is_some() && app.metrics_token.is_none() {
+        degraded.push("metrics token".to_owned());
+    }
     if doctor::disks(&app.config).any(|disk| disk.is_err()) {
         degraded.push("disk".to_owned());
     }

@@ -110,6 +110,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     } else {
         Config::load(&cli.config)?
     };
+    // What these make is for who started them.
+    if !matches!(
+        cli.verb,
+        Verb::Serve | Verb::CheckConfig | Verb::Backup { .. } | Verb::Restore { .. }
+    ) {
+        places::act_as_owner_of(&config.store.path)?;
+    }
     match cli.verb {
         Verb::CheckConfig => {
             for warning in warnings {

@@ -3,10 +3,12 @@
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 
 /// The descriptors that systemd, or `up` in its place, hands over: `LISTEN_FDS` from 3 on, if `LISTEN_PID` is us.
 pub fn inherited_sockets() -> std::ops::Range<RawFd> {
@@ -41,6 +43,23 @@ pub fn most_connections() -> usize {
     usize::try_from(limit.saturating_sub(KEPT) / 2)
         .unwrap_or(usize::MAX)
         .clamp(32, 100_000)
+}
+
+/// Goes on as the user whose file this is, where root is at work for another: what root makes beside it, its owner could not
+/// write, and the volumes helper listens to its owner only. Before a second thread begins.
+pub fn act_as_owner_of(path: &Path) -> anyhow::Result<()> {
+    let Ok(file) = std::fs::metadata(path) else {
+        return Ok(());
+    };
+    if !rustix::process::geteuid().is_root() || file.uid() == 0 {
+        return Ok(());
+    }
+    let (user, group) = (Uid::from_raw(file.uid()), Gid::from_raw(file.gid()));
+    // Of a thread, and there is no other yet.
+    set_thread_groups(&[])
+        .and_then(|()| set_thread_gid(group))
+        .and_then(|()| set_thread_uid(user))
+        .with_context(|| format!("this cannot go on as user {}", file.uid()))
 }
 
 /// Writes a file that only its owner can read, in one step: readers see the old text or the new.

@@ -98,12 +98,11 @@ pub async fn compose(config: Arc<Config>, parts: Parts) -> anyhow::Result<Arc<Ap
     let begun = Instant::now();
     let ticks: choir_proxy::Clock = Arc::new(move || u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
     let fleet = Fleet::new(services, Arc::new(Plane(forwarder.clone())), ticks);
-    let metrics_token = config
-        .metrics
-        .token_file
-        .as_deref()
-        .map(places::read_secret)
-        .transpose()?;
+    let metrics_token = config.metrics.token_file.as_deref().and_then(|file| {
+        places::read_secret(file)
+            .inspect_err(|error| tracing::error!("metrics are for this machine only: {error:#}"))
+            .ok()
+    });
     Ok(Arc::new(App {
         hosts: config.hosts(),
         store,

@@ -48,7 +48,7 @@ in
       fileSize = mkOption {
         type = types.strMatching "[1-9][0-9]*[GT]";
         default = "60G";
-        description = "The largest size of that file, which is sparse.";
+        description = "The largest size of that file. It takes all of its room when it is made, and at most four fifths of what is free beyond 4 GiB.";
       };
     };
 

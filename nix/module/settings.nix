@@ -120,6 +120,7 @@ in
   };
   backup = group "backup" {
     recipients = key (types.listOf (types.strMatching "age1[0-9a-z]+")) "Public keys of who can read backups.";
+    keep = key types.ints.unsigned "Backups that stay in their directory; 0 for all.";
   };
   # Nix brings no command line for other machines.
   downloads = group "downloads" {

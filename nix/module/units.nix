@@ -10,14 +10,44 @@ let
   inherit (import ./places.nix { inherit config lib pkgs; }) places checked;
 
   state = "/var/lib/choir";
+  # Of the room that postinst takes on Debian, and as it does: sandboxes can fill it, and fill nothing else.
   makeDisk = pkgs.writeShellScript "make-disk" ''
     set -eu
+    PATH=${
+      lib.makeBinPath [
+        pkgs.btrfs-progs
+        pkgs.coreutils
+        pkgs.e2fsprogs
+        pkgs.util-linux
+      ]
+    }
     disk=${state}/volumes.btrfs
-    # Under another name until it is whole: what has the name is mounted, not made again.
-    ${pkgs.coreutils}/bin/install -m 0600 /dev/null "$disk.partial"
-    ${pkgs.coreutils}/bin/truncate --size=${cfg.data.fileSize} "$disk.partial"
-    ${pkgs.btrfs-progs}/bin/mkfs.btrfs --quiet --force --nodesize 4096 "$disk.partial"
-    ${pkgs.coreutils}/bin/mv "$disk.partial" "$disk"
+    # Bytes that making the default release takes beside it, for a while, and of the smallest and the largest disk.
+    making=$((4 << 30))
+    smallest=$((4 << 30))
+    largest=$(numfmt --from=iec ${cfg.data.fileSize})
+    # Early in a boot nobody else has made it.
+    install -d -m 0755 ${state}
+    # Under another name until it is whole: what has the name is mounted, not made again. What is left of one that was cut
+    # off takes room.
+    rm -f "$disk.partial"
+    free=$(df --output=avail --block-size=1 ${state} | tail -n 1)
+    least=$((making + smallest * 5 / 4))
+    if [ "$free" -lt "$least" ]; then
+      echo "${state} has $((free >> 20)) MiB free, and $((least >> 20)) are needed: make room, then run \`systemctl start choir-volumes\`" >&2
+      exit 1
+    fi
+    # A full volume must leave room for the database, too.
+    size=$(((free - making) * 4 / 5))
+    [ "$size" -lt "$largest" ] || size=$largest
+    install -m 0600 /dev/null "$disk.partial"
+    # On btrfs what is written anew would want room beyond the file's; elsewhere nothing has to be said.
+    chattr +C "$disk.partial" 2> /dev/null || true
+    # Not every file system can.
+    fallocate --length "$size" "$disk.partial" 2> /dev/null || truncate --size="$size" "$disk.partial"
+    mkfs.btrfs --quiet --force --nodiscard --nodesize 4096 "$disk.partial"
+    sync "$disk.partial"
+    mv "$disk.partial" "$disk"
   '';
   keepGenerations = pkgs.writeShellScript "keep-generations" ''
     set -eu
@@ -106,7 +136,15 @@ in
           unitConfig = {
             Description = "Disk of ChoirOS sandboxes in a file, made once";
             ConditionPathExists = "!${state}/volumes.btrfs";
-            Before = "var-lib-choir-volumes.mount";
+            # The mount is before local-fs.target where something wants it at boot, and by default a service is after that.
+            DefaultDependencies = "no";
+            RequiresMountsFor = state;
+            After = "systemd-remount-fs.service";
+            Conflicts = "shutdown.target";
+            Before = [
+              "var-lib-choir-volumes.mount"
+              "shutdown.target"
+            ];
           };
           serviceConfig = {
             Type = "oneshot";

@@ -141,6 +141,25 @@ in
       fileSystems = [ ];
     }
   )
+  (test "the file is made before its mount, and not after all mounts, which would be a cycle at boot"
+    {
+      inherit (plain.systemd.services.choir-disk.unitConfig)
+        DefaultDependencies
+        RequiresMountsFor
+        Conflicts
+        Before
+        ;
+    }
+    {
+      DefaultDependencies = "no";
+      RequiresMountsFor = "/var/lib/choir";
+      Conflicts = "shutdown.target";
+      Before = [
+        "var-lib-choir-volumes.mount"
+        "shutdown.target"
+      ];
+    }
+  )
   (test "with a device, everything is on it and nothing is on a file"
     (
       let

@@ -48,6 +48,7 @@
     sandbox_daily_tokens = 500;
   };
   backup.recipients = [ "age1praw4k9u5wx2cptum38elepzv6kfjk8dsu4f8dltvcd5mrefl5ssjzamw0" ];
+  backup.keep = 30;
   downloads.dir = "/srv/downloads";
   audit.keep_days = 400;
   metrics.token_file = "/run/credentials/choir-hypervisor.service/secrets_metrics";

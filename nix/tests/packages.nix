@@ -10,10 +10,12 @@ in
   inherit package;
   btrfs-progs = package "btrfs-progs";
   coreutils = package "coreutils";
+  e2fsprogs = package "e2fsprogs";
   findutils = package "findutils";
   gnutar = package "gnutar";
   jq = package "jq";
   podman = package "podman";
+  util-linux = package "util-linux";
   runtimeShell = "/nix/store/00000000000000000000000000000000-bash/bin/bash";
   formats.toml = { }: {
     generate = _: value: { outPath = builtins.toJSON value; };

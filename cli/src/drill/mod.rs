@@ -9,6 +9,7 @@ use choir_api::workspaces::{CreateRelease, CreateWorkspace, Deployment, Rollback
 use choir_core::settings::{Access, HealthCheck, PerSlot};
 use choir_core::{Name, ReleaseConfig, ReleaseId, Slot, WorkspaceSettings};
 use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use url::Url;
 
 use self::visitors::{Tally, Visitors};
@@ -38,7 +39,7 @@ struct Figures {
 }
 
 #[derive(Serialize)]
-struct Told {
+struct Found {
     #[serde(flatten)]
     report: Report,
     #[serde(flatten)]
@@ -55,37 +56,58 @@ pub async fn rollback(ctx: &Context, keep: bool) -> Result<(), Failure> {
             .parse()
             .map_err(|e: choir_core::name::NameError| Failure::Failed(e.to_string()))?,
     };
+    let mut told = Told::new()?;
     let made = report
-        .step("make a scratch workspace that runs an app", scratch.make())
+        .step("make a scratch workspace that runs an app", told.unless(scratch.make()))
         .await;
     let done = match &made {
-        Ok((_, live)) => scratch.rehearse(live, &mut report, &mut figures).await,
+        Ok(live) => told.unless(scratch.rehearse(live, &mut report, &mut figures)).await,
         Err(_) => Ok(()),
     };
-    if keep {
+    if keep && made.is_ok() {
         let kept = format!(
             "kept: workspace {}; delete it with: choir workspaces delete {} --yes",
             scratch.name, scratch.name
         );
-        output::line(&kept)?;
+        if !ctx.json {
+            output::line(&kept)?;
+        }
     } else {
-        let release = made.as_ref().ok().map(|(release, _)| release);
-        let cleaned = report
-            .step(
-                "delete it with all that was in it",
-                unmake(&client, &scratch.name, release),
-            )
-            .await;
+        let cleaned = report.step("delete it with all that was in it", scratch.unmake()).await;
         // The report has why.
         drop(cleaned);
     }
     let ok = made.is_ok() && done.is_ok() && report.ok;
     if ctx.json {
-        output::json(&Told { report, figures })?;
+        output::json(&Found { report, figures })?;
     } else {
         output::line(&verdict(ok, &report, &figures))?;
     }
     if ok { Ok(()) } else { Err(Failure::Exit(1)) }
+}
+
+/// Whether somebody wants it to end: by then there is something to delete.
+struct Told {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Told {
+    fn new() -> Result<Self, Failure> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn unless<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        tokio::select! {
+            done = work => return done,
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+        Err(Failure::Failed("it was told to end before it was done".to_owned()))
+    }
 }
 
 fn verdict(ok: bool, report: &Report, figures: &Figures) -> String {
@@ -110,8 +132,8 @@ struct Scratch<'a> {
 }
 
 impl Scratch<'_> {
-    /// Both slots run the app, live as `good` and dev as `broken`; the release, and where live is.
-    async fn make(&self) -> Result<(ReleaseId, Url), Failure> {
+    /// Both slots run the app, live as `good` and dev as `broken`; where live is.
+    async fn make(&self) -> Result<Url, Failure> {
         let of_box =
             |r: &&choir_api::workspaces::Release| !r.own && matches!(r.state.as_str(), "candidate" | "verified");
         let releases = self.client.releases().await?.items;
@@ -134,12 +156,14 @@ impl Scratch<'_> {
             ..CreateRelease::of_image(&image.image_digest, config)
         };
         let release = self.client.create_release(&asked).await?.id;
-        let made = self.with(&release).await;
-        if made.is_err() {
-            // What was made is found again by nobody else.
-            let _ = unmake(self.client, &self.name, Some(&release)).await;
-        }
-        Ok((release, made?))
+        self.with(&release).await
+    }
+
+    /// What was made is found again by nobody else.
+    async fn unmake(&self) -> Result<(), Failure> {
+        let releases = self.client.releases().await?.items;
+        let own = releases.iter().find(|release| release.name == self.name.as_str());
+        unmake(self.client, &self.name, own.map(|release| &release.id)).await
     }
 
     async fn with(&self, release: &ReleaseId) -> Result<Url, Failure> {

@@ -196,10 +196,10 @@ struct Place<'a> {
 impl Place<'_> {
     async fn make(&self) -> Result<(), Failure> {
         match self.client.create_workspace(&self.name).await {
-            Err(error) if error.code() == Some("exists") => Err(Failure::Failed(format!(
-                "there is a workspace {} here already; choose another name with --name",
-                self.name
-            ))),
+            Err(error) if error.code() == Some("name_taken") => {
+                let why = error.to_string();
+                Err(Failure::Failed(format!("{} (with --name)", why.trim_end_matches('.'))))
+            }
             made => Ok(made.map(drop)?),
         }
     }

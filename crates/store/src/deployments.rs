@@ -316,13 +316,25 @@ impl Store {
 
 /// The last that changed a slot and succeeded, newest first, of which there is still what it held before.
 pub(crate) fn undoable(c: &Connection, workspace: &WorkspaceId, slot: Slot) -> Result<Vec<Deployment>> {
+    last(c, workspace, slot, Step::Succeeded)
+}
+
+/// The last of a slot that were taken back, newest first, of which there is still what the slot held.
+pub(crate) fn taken_back(c: &Connection, workspace: &WorkspaceId, slot: Slot) -> Result<Vec<Deployment>> {
+    last(c, workspace, slot, Step::RolledBack)
+}
+
+fn last(c: &Connection, workspace: &WorkspaceId, slot: Slot, step: Step) -> Result<Vec<Deployment>> {
     let mut statement = c.prepare_cached(
-        "SELECT d.id FROM deployments d JOIN snapshots s ON s.deployment_id = d.id AND s.slot = d.slot AND s.state = 'ready'
-         WHERE d.workspace_id = ?1 AND d.slot = ?2 AND d.step = 'succeeded'
+        "SELECT d.id FROM deployments d WHERE d.workspace_id = ?1 AND d.slot = ?2 AND d.step = ?4 AND EXISTS (
+             SELECT 1 FROM snapshots s WHERE s.deployment_id = d.id AND s.slot = d.slot AND s.state = 'ready')
          ORDER BY d.rowid DESC LIMIT ?3",
     )?;
     let ids: Vec<String> = statement
-        .query_map(params![workspace.as_str(), slot.as_str(), UNDOABLE], |row| row.get(0))?
+        .query_map(
+            params![workspace.as_str(), slot.as_str(), UNDOABLE, step.as_str()],
+            |row| row.get(0),
+        )?
         .collect::<rusqlite::Result<_>>()?;
     ids.iter().map(|id| get(c, id)).collect()
 }

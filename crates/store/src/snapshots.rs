@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 
 use crate::audit::{AuditEvent, append};
-use crate::deployments::{Deployment, undoable};
+use crate::deployments::{Deployment, taken_back, undoable};
 use crate::row::{maybe_parsed, millis, parsed, time};
 use crate::sandboxes::Sandbox;
 use crate::workspaces::{open_deployment, view};
@@ -214,6 +214,12 @@ impl Store {
                     .filter(|s| s.is_of(Slot::Dev, &displaced))
                     .map(|s| s.id.clone()),
             );
+            // Nor what was written until a deployment was taken back.
+            for slot in Slot::ALL {
+                let taken_back = taken_back(c, &workspace, slot)?;
+                let kept = all.iter().filter(|s| s.is_of(slot, &taken_back));
+                needed.extend(kept.map(|s| s.id.clone()));
+            }
             for slot in Slot::ALL {
                 let spare = |s: &&Snapshot| {
                     s.slot == slot

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use crate::audit::{AuditEvent, append};
 use crate::releases::must_be_usable;
 use crate::row::{json, millis, parsed, time, to_json};
-use crate::sandboxes::{self, Sandbox};
+use crate::sandboxes::{self, Sandbox, desired_text};
 use crate::{Error, Result, Store};
 
 /// A user's pair of sandboxes.
@@ -54,6 +54,8 @@ pub struct NewWorkspace {
     pub release: ReleaseId,
     pub live: SandboxId,
     pub dev: SandboxId,
+    /// Of both.
+    pub desired: Desired,
     pub at: Timestamp,
 }
 
@@ -78,11 +80,12 @@ impl Store {
             for (slot, sandbox) in [(Slot::Live, &new.live), (Slot::Dev, &new.dev)] {
                 c.execute(
                     "INSERT INTO sandboxes (id, workspace_id, release_id, desired, observed, created_at)
-                     VALUES (?1, ?2, ?3, 'stopped', ?4, ?5)",
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
                     params![
                         sandbox.as_str(),
                         new.id.as_str(),
                         new.release.as_str(),
+                        desired_text(new.desired),
                         to_json(&Observed::Creating { since: new.at })?,
                         millis(new.at)
                     ],

@@ -35,5 +35,6 @@ async fn fsck(State(app): State<Arc<App>>) -> ApiResult<Json<Page<Finding>>> {
 
 async fn sandboxes(State(app): State<Arc<App>>, Query(pages): Query<Pages>) -> ApiResult<Json<Page<BoxSandbox>>> {
     let all = app.all_sandboxes().await?;
-    Ok(Json(pages.cut(all, |shown| shown.sandbox.to_string())?))
+    let key = |shown: &BoxSandbox| format!("{}/{}/{}", shown.user, shown.workspace, shown.slot);
+    Ok(Json(pages.cut(all, key)))
 }

@@ -10,7 +10,7 @@ use choir_core::sandbox::Observed;
 use choir_core::{DeploymentId, ReleaseId, Slot, SnapshotId, WorkspaceId};
 use choir_store::{AuditEvent, Begun, Deployment, Ended, NewDeployment, StepTime, WorkspaceView};
 
-use crate::app::App;
+use crate::app::{App, apart};
 use crate::error::{ApiError, ApiResult};
 use crate::fail;
 use crate::random::draw;
@@ -114,11 +114,12 @@ impl App {
         if let Some(same) = self.store.same_deployment(&new).await? {
             return Ok(same);
         }
+        if let Some(open) = &view.open_deployment {
+            return Err(still_open(open));
+        }
         self.plan(view, &wish).await?;
         let app = self.clone();
-        // Apart, since a caller that goes away during the commit must not leave it begun and never carried out.
-        let begun = tokio::spawn(async move { app.commit_and_carry_out(new, wish, audit).await });
-        begun.await.map_err(ApiError::internal)?
+        apart(async move { app.commit_and_carry_out(new, wish, audit).await }).await
     }
 
     async fn commit_and_carry_out(
@@ -129,11 +130,7 @@ impl App {
     ) -> ApiResult<Deployment> {
         match self.store.begin_deployment(new, audit.clone()).await? {
             Begun::Same(deployment) => Ok(deployment),
-            Begun::Open(open) => Err(ApiError::conflict(
-                "deployment_open",
-                format!("deployment {open} of this workspace is still open; wait until it has ended"),
-            )
-            .with("deployment", open.as_str())),
+            Begun::Open(open) => Err(still_open(&open)),
             Begun::New(deployment) => {
                 let (app, begun) = (self.clone(), deployment.clone());
                 tokio::spawn(async move { app.carry_out(begun, wish, audit).await });
@@ -366,6 +363,14 @@ impl App {
             }
         }
     }
+}
+
+fn still_open(open: &DeploymentId) -> ApiError {
+    ApiError::conflict(
+        "deployment_open",
+        format!("deployment {open} of this workspace is still open; wait until it has ended"),
+    )
+    .with("deployment", open.as_str())
 }
 
 fn asked_for(kind: Kind) -> &'static str {

@@ -15,6 +15,8 @@ use crate::reconcile::{AskError, Handle, WakeError};
 
 /// Said of what could not be seen to run.
 const WAITS: &str = "its files are in place; it starts as soon as the box has a place for it";
+/// How long live may wait for one, in which time nobody can have it go back.
+const IN_LINE: Duration = Duration::from_secs(600);
 /// How long the contents of a volume may take to be replaced. Without a disk that shares what is equal, all is copied.
 const FILLED_WITHIN: Duration = Duration::from_secs(1800);
 
@@ -159,10 +161,13 @@ async fn filled(handle: &Handle) -> Result<(), String> {
     Ok(())
 }
 
-/// That it waits for a place to run in says nothing of what it holds. Dev may wait no longer than that, `None` then: as long
-/// as its deployment is open, live cannot go back.
+/// That it waits for a place to run in says nothing of what it holds; `None` where it waited for too long. That is sooner for
+/// dev: as long as its deployment is open, live cannot go back.
 async fn ready(handle: &Handle, within: Duration) -> Result<Option<choir_core::Generation>, String> {
-    let (mut left, mut patience) = (within, within);
+    let (mut left, mut patience) = match handle.slot() {
+        Slot::Live => (within, within.max(IN_LINE)),
+        Slot::Dev => (within, within),
+    };
     loop {
         match handle.wake(AGAIN.min(left)).await {
             Err(WakeError::InLine(_)) => {}
@@ -174,7 +179,7 @@ async fn ready(handle: &Handle, within: Duration) -> Result<Option<choir_core::G
             woken => return woken.map(Some).map_err(text),
         }
         patience = patience.saturating_sub(AGAIN);
-        if patience.is_zero() && handle.slot() == Slot::Dev {
+        if patience.is_zero() {
             return Ok(None);
         }
     }

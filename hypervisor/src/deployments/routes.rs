@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::auth::extract::{self, Query};
 use crate::auth::{Caller, routes};
 use crate::error::{ApiError, ApiResult};
-use crate::paging::{Pages, bad_cursor};
+use crate::paging::Pages;
 use crate::workspaces::routes::Wait;
 
 routes! {
@@ -117,7 +117,10 @@ async fn list(
     Query(pages): Query<Pages>,
 ) -> ApiResult<Json<api::Page<api::Deployment>>> {
     let view = app.workspace(&caller.user, &ws).await?;
-    let before = pages.cursor.map(|c| c.parse().map_err(|_| bad_cursor()));
+    let before = pages.cursor.map(|c| {
+        c.parse()
+            .map_err(|_| ApiError::bad_request("bad_cursor", "The cursor is not one this list gave."))
+    });
     let before = before.transpose()?;
     let limit = pages.limit.unwrap_or(50).clamp(1, 200);
     let found = app.store.deployments(&view.workspace.id, before, limit).await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use choir_core::sandbox::{Desired, Exit, Observed};
 use choir_core::{SandboxId, Slot};
 use choir_runtime::{Found, Seen};
-use choir_store::{AuditEvent, Sandbox, WorkspaceView};
+use choir_store::{AuditEvent, Sandbox, SandboxChange, WorkspaceView};
 use jiff::Timestamp;
 
 use super::worker::tell::outcome;
@@ -91,11 +91,11 @@ impl Fleet {
                 place = Some(self.admission.take());
             } else if present && leftover.is_none() && !alive {
                 if let Seen::Exited(exit) = &container.seen {
-                    self.died_unseen(view, sandbox, exit).await;
                     observed = Observed::Stopped {
                         exit: Some(exit.clone()),
                         since: self.now(),
                     };
+                    self.died_unseen(view, sandbox, exit, &observed).await;
                 }
                 leftover = Some(number);
             } else if let Err(error) = self.services.runtime.remove(&container.generation).await {
@@ -113,10 +113,16 @@ impl Fleet {
         self.spawn(sandbox, seat, present);
     }
 
-    /// Records the end of what was to run on, as would have been done by who had seen it.
-    async fn died_unseen(&self, view: &WorkspaceView, sandbox: &Sandbox, exit: &Exit) {
-        let ran = sandbox.observed.generation() == Some(sandbox.generation);
-        if !ran || sandbox.desired != Desired::Running || matches!(sandbox.observed, Observed::Stopping { .. }) {
+    /// Records the end of what was to run on, as would have been done by who had seen it. Once: it is not what is recorded
+    /// then.
+    async fn died_unseen(&self, view: &WorkspaceView, sandbox: &Sandbox, exit: &Exit, observed: &Observed) {
+        let ended = match &sandbox.observed {
+            // Its end was seen, and is the reason for another start.
+            Observed::Starting { because, .. } => because.is_some(),
+            Observed::Stopping { .. } => true,
+            other => other.generation() != Some(sandbox.generation),
+        };
+        if ended || sandbox.desired != Desired::Running {
             return;
         }
         let event = AuditEvent {
@@ -127,7 +133,12 @@ impl Fleet {
             subject: sandbox.id.to_string(),
             outcome: outcome(exit),
         };
-        if let Err(error) = self.services.store.audit(event).await {
+        let change = SandboxChange {
+            id: sandbox.id.clone(),
+            observed: observed.clone(),
+            audit: Some(event),
+        };
+        if let Err(error) = self.services.store.observe(change).await {
             tracing::error!(sandbox.id = %sandbox.id, %error, "its death could not be recorded");
         }
     }

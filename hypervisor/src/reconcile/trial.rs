@@ -88,8 +88,8 @@ impl Fleet {
     pub async fn clear_trials(&self) -> Result<(), choir_store::Error> {
         for release in self.services.store.releases().await? {
             let tried = tried_in(&release.id);
-            // One that could not be tried is a candidate; what was left of its trial is no use to it.
-            if matches!(release.state, ReleaseState::Rejected | ReleaseState::Candidate)
+            // Whatever came of it; what is being made is looked at when that has ended.
+            if release.state != ReleaseState::Importing
                 && release.owner.is_some()
                 && let Err(error) = self.services.volumes.delete(tried.as_str()).await
             {

@@ -20,6 +20,7 @@ use super::{AskError, Fleet, Status};
 use crate::fail;
 
 mod asleep;
+mod ended;
 pub(super) mod tell;
 
 /// How long a sandbox, and its files, may be left alone, by the policy of the slot it is in.
@@ -337,50 +338,6 @@ impl Worker {
         }
     }
 
-    async fn exited(&mut self, generation: u64, exit: Exit, reason: String) {
-        if self.observed.generation() != Some(generation) || self.is_over(generation) {
-            return;
-        }
-        // A container that is being stopped on purpose is told of by its effect.
-        if self.effect && matches!(self.observed, Observed::Stopping { .. }) {
-            return;
-        }
-        if matches!(self.observed, Observed::Starting { .. }) && !self.started && !self.effect {
-            return;
-        }
-        self.gone(generation, exit, reason).await;
-    }
-
-    /// Whether the end of this generation was heard of already.
-    fn is_over(&self, generation: u64) -> bool {
-        self.leftover == Some(generation)
-    }
-
-    /// The container of `generation` has ended.
-    async fn gone(&mut self, generation: u64, exit: Exit, reason: String) {
-        self.started = false;
-        self.leftover = Some(generation);
-        let restart = std::mem::take(&mut self.restart) || self.refill.is_some();
-        if !restart {
-            self.place = None;
-            self.fleet.make_room();
-        }
-        self.limits_stale |= std::mem::take(&mut self.limits_owed);
-        self.engaged = 0;
-        self.oom_kills = Some(0);
-        self.says = Arc::default();
-        if self.desired == Desired::Running && !restart {
-            self.audit("sandbox.exited", tell::outcome(&exit)).await;
-        }
-        self.happened(Event::Exited {
-            generation,
-            exit,
-            reason,
-        })
-        .await;
-        self.fleet.retire(&self.generation_of(generation));
-    }
-
     async fn done(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Created(Ok(())) => self.happened(Event::Created).await,
@@ -412,7 +369,8 @@ impl Worker {
                     Observed::Unhealthy { reason, .. } => reason.clone(),
                     _ => "it was stopped".to_owned(),
                 };
-                if !self.is_over(generation) {
+                // One whose end was heard before it was asked to stop waits for its end, too.
+                if !self.is_over(generation) || matches!(self.observed, Observed::Stopping { .. }) {
                     self.gone(generation, exit, reason).await;
                 }
                 self.restart = false;
@@ -569,6 +527,11 @@ impl Worker {
     }
 
     async fn happened(&mut self, event: Event) {
+        self.happens(event, None).await;
+    }
+
+    /// With the row of the audit trail that belongs to it, where one does.
+    async fn happens(&mut self, event: Event, audit: Option<AuditEvent>) {
         let now = self.fleet.now();
         match apply(self.observed.clone(), event, now) {
             Ok(next) if next == self.observed => {}
@@ -576,14 +539,21 @@ impl Worker {
                 tracing::info!(sandbox.id = %self.id, from = self.observed.name(), to = next.name(),
                     reason = next.reason(), "sandbox state");
                 self.observed = next;
-                self.publish();
+                // What has a row of its own is told of once that is there.
+                let at_once = audit.is_none();
+                if at_once {
+                    self.publish();
+                }
                 let change = SandboxChange {
                     id: self.id.clone(),
                     observed: self.observed.clone(),
-                    audit: None,
+                    audit,
                 };
                 if let Err(error) = self.fleet.services.store.observe(change).await {
                     tracing::error!(sandbox.id = %self.id, %error, "a state could not be recorded");
+                }
+                if !at_once {
+                    self.publish();
                 }
             }
             Err(error) => tracing::debug!(sandbox.id = %self.id, %error, "an event came late"),

@@ -16,6 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, watch};
 
 use super::Releases;
+use crate::app::apart;
 use crate::error::{ApiError, ApiResult};
 use crate::fail;
 use crate::reconcile::trial::Tried;
@@ -99,11 +100,12 @@ impl Releases {
         let Some(source) = self.store.releases().await?.into_iter().find(fits) else {
             return Ok(None);
         };
-        let id = self.begin(user, wanted).await?;
-        let (releases, image) = (self.clone(), image.to_owned());
-        // Apart, since a caller that goes away must not leave it half made.
-        let copied = tokio::spawn(async move { releases.copy(&id, &source.id, &image).await });
-        copied.await.map_err(ApiError::internal)?.map(Some)
+        let (releases, user, image) = (self.clone(), user.clone(), image.to_owned());
+        let copied = apart(async move {
+            let id = releases.begin(&user, wanted).await?;
+            releases.copy(&id, &source.id, &image).await
+        });
+        copied.await.map(Some)
     }
 
     async fn copy(&self, id: &ReleaseId, source: &ReleaseId, image: &str) -> ApiResult<Release> {
@@ -132,11 +134,12 @@ impl Releases {
             Some(config) => config,
             None => self.store.release(&view.slot(slot).release).await?.config,
         };
-        let id = self.begin(&view.workspace.user, Wanted { name, config }).await?;
         let (releases, view) = (self.clone(), view.clone());
-        // Apart, since a caller that goes away must not leave it half made.
-        let taken = tokio::spawn(async move { releases.take(&id, &view, slot).await });
-        taken.await.map_err(ApiError::internal)?
+        let taken = apart(async move {
+            let id = releases.begin(&view.workspace.user, Wanted { name, config }).await?;
+            releases.take(&id, &view, slot).await
+        });
+        taken.await
     }
 
     async fn take(&self, id: &ReleaseId, view: &WorkspaceView, slot: Slot) -> ApiResult<Release> {
@@ -186,11 +189,10 @@ impl Releases {
         };
         // One more must not hold up those who have begun.
         let place = self.making.places.clone().try_acquire_owned().map_err(|_| busy())?;
-        let id = self.begin(user, wanted).await?;
-        let path = self.making.uploads.join(format!("{id}.tar"));
         let (releases, user) = (self.clone(), user.clone());
-        // Apart, since a caller that goes away must not leave it half made.
-        let receiving = tokio::spawn(async move {
+        let receiving = apart(async move {
+            let id = releases.begin(&user, wanted).await?;
+            let path = releases.making.uploads.join(format!("{id}.tar"));
             if let Err(error) = releases.write_down(&path, archive).await {
                 let _ = std::fs::remove_file(&path);
                 releases.reject(&id, &error.to_string()).await;
@@ -203,7 +205,7 @@ impl Releases {
             });
             Ok(id)
         });
-        receiving.await.map_err(ApiError::internal)?
+        receiving.await
     }
 
     async fn import(&self, id: &ReleaseId, archive: &Path, trial: BoxFuture<'static, Result<Tried, String>>) {

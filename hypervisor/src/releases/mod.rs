@@ -46,6 +46,8 @@ pub struct Releases {
     /// Configs that were read, which never change.
     configs: Mutex<HashMap<ReleaseId, ReleaseConfig>>,
     default: watch::Sender<DefaultRelease>,
+    /// Of the archive that is configured, which may be an older one than before.
+    current: Mutex<Option<ReleaseId>>,
     making: Making,
     events: Arc<Events>,
 }
@@ -72,6 +74,7 @@ impl Releases {
             copies: Mutex::default(),
             configs: Mutex::default(),
             default,
+            current: Mutex::default(),
         })
     }
 
@@ -85,7 +88,8 @@ impl Releases {
     pub async fn ensure_default(&self, archive: &Path) {
         let result = self.import_default(archive).await;
         let state = match result {
-            Ok(()) => {
+            Ok(current) => {
+                *self.current.lock().expect("never poisoned: no panic while held") = Some(current);
                 self.retire_old_defaults().await;
                 DefaultRelease::Ready
             }
@@ -108,7 +112,7 @@ impl Releases {
         self.default.send_replace(state);
     }
 
-    async fn import_default(&self, archive: &Path) -> Result<(), String> {
+    async fn import_default(&self, archive: &Path) -> Result<ReleaseId, String> {
         let name = archive
             .file_stem()
             .map(|s| s.to_string_lossy().into_owned())
@@ -122,9 +126,10 @@ impl Releases {
             .find(|r| r.owner.is_none() && r.name == name);
         let id = match known {
             Some(Release {
+                id,
                 state: ReleaseState::Candidate | ReleaseState::Verified,
                 ..
-            }) => return Ok(()),
+            }) => return Ok(id),
             Some(Release {
                 id,
                 state: ReleaseState::Importing,
@@ -146,21 +151,35 @@ impl Releases {
                 id
             }
         };
+        for other in self.store.releases().await.map_err(text)? {
+            if other.owner.is_none() && other.state == ReleaseState::Importing && other.id != id {
+                self.reject(&other.id, "its import was cut off, and another image is there now")
+                    .await;
+            }
+        }
         tracing::info!(release = %id, archive = %archive.display(), "importing the default release");
         let digest = self.volumes.import(id.as_str(), archive).await.map_err(text)?;
-        self.store.release_imported(&id, &digest).await.map_err(text)
+        self.store.release_imported(&id, &digest).await.map_err(text)?;
+        Ok(id)
     }
 
-    /// The release new workspaces start from: the newest that is not rejected, retired or half imported.
+    /// The release new workspaces start from: that of the configured archive, until it is there the newest that is not
+    /// rejected, retired or half imported.
     pub async fn newest(&self) -> Result<Option<Release>, choir_store::Error> {
         Ok(self.defaults().await?.into_iter().next())
     }
 
-    /// The usable releases of the box's own image, newest first.
+    /// The usable releases of the box's own image: the present one, then the newest first.
     async fn defaults(&self) -> Result<Vec<Release>, choir_store::Error> {
         let mut all = self.store.releases().await?;
         // A config of somebody's own is used where it is asked for by id.
         all.retain(|r| r.is_usable() && r.owner.is_none() && r.config == ReleaseConfig::default());
+        let current = self
+            .current
+            .lock()
+            .expect("never poisoned: no panic while held")
+            .clone();
+        all.sort_by_key(|r| Some(&r.id) != current.as_ref());
         Ok(all)
     }
 

@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::auth::extract::{Body, Query};
 use crate::auth::{Caller, routes};
 use crate::error::{ApiError, ApiResult};
-use crate::paging::Pages;
+use crate::paging::{Pages, newest_first};
 use crate::reconcile::trial::Tried;
 use crate::workspaces::routes::Wait;
 
@@ -36,7 +36,7 @@ async fn list(
     let uses = app.store.release_uses().await?;
     let mut releases = app.store.releases().await?;
     releases.retain(|release| release.is_for(&caller.user.id) && release.state != ReleaseState::Retired);
-    let page = pages.cut(releases, |release| release.id.to_string())?;
+    let page = pages.cut(releases, |release| newest_first(release.created_at, &release.id));
     let mut items = Vec::new();
     for release in page.items {
         items.push(wire(&app, &caller, release, &uses).await?);

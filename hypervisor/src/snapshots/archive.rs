@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::RETRY_S;
-use crate::app::App;
+use crate::app::{App, apart};
 use crate::error::{ApiError, ApiResult};
 use crate::random::draw;
 use crate::reconcile::launch;
@@ -139,14 +139,13 @@ impl App {
         let turn = self.carrying.turn(&view.workspace.user)?;
         let intent = self.store.audit_intent(self.event(view, "snapshot.import")).await?;
         let (app, view) = (self.clone(), view.clone());
-        // Apart, since a caller that goes away must not leave it half made.
-        let made = tokio::spawn(async move {
+        let made = apart(async move {
             let _turn = turn;
             let made = app.receive_snapshot(&view, slot, Upload::new(archive), ended).await;
             app.record_outcome(intent, made.is_ok()).await;
             made
         });
-        made.await.map_err(ApiError::internal)?
+        made.await
     }
 
     async fn receive_snapshot<S, E>(

@@ -19,7 +19,7 @@ use crate::auth::{Caller, routes};
 use crate::deployments::Wish;
 use crate::deployments::routes::{Answer, begin};
 use crate::error::{ApiError, ApiResult};
-use crate::paging::Pages;
+use crate::paging::{Pages, newest_first};
 use crate::workspaces::routes::Wait;
 
 routes! {
@@ -53,7 +53,7 @@ async fn list(
     let (view, slot) = find(&app, &caller, &ws, &slot).await?;
     let mut snapshots = app.store.snapshots(&view.workspace.id).await?;
     snapshots.retain(|snapshot| snapshot.slot == slot && snapshot.state == SnapshotState::Ready);
-    let page = pages.cut(snapshots, |snapshot| snapshot.id.to_string())?;
+    let page = pages.cut(snapshots, |snapshot| newest_first(snapshot.created_at, &snapshot.id));
     let mut items = Vec::new();
     for snapshot in page.items {
         items.extend(wire(&app, snapshot).await?);

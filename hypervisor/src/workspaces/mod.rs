@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use choir_api::workspaces as api;
 use choir_core::own::FILE;
 use choir_core::sandbox::Desired;
 use choir_core::settings::DEFAULT_APP_PORT;
-use choir_core::{Awake, Name, Own, ReleaseConfig, SandboxId, Slot, WorkspaceId, WorkspaceSettings};
+use choir_core::{Awake, Name, Own, ReleaseConfig, SandboxId, Slot, UserId, WorkspaceId, WorkspaceSettings};
 use choir_store::{AuditEvent, NewWorkspace, User, WorkspaceView};
 use serde_json::Value;
 
-use crate::app::App;
+use crate::app::{App, apart};
 use crate::error::{ApiError, ApiResult};
 use crate::random::draw;
 use crate::reconcile::{Handle, launch};
@@ -45,6 +46,10 @@ impl App {
             release: release.id,
             live: SandboxId::from_random(draw(&*self.random)),
             dev: SandboxId::from_random(draw(&*self.random)),
+            desired: match self.config.sandboxes.awake {
+                Awake::Always => Desired::Running,
+                Awake::OnDemand | Awake::At(_) => Desired::Stopped,
+            },
             at: self.clock.now(),
         };
         let audit = AuditEvent {
@@ -55,24 +60,31 @@ impl App {
             subject: new.id.to_string(),
             outcome: "ok",
         };
-        let name = new.name.clone();
-        let view = self
-            .store
-            .create_workspace(new, audit)
-            .await
-            .map_err(|error| match error {
-                choir_store::Error::Exists => ApiError::conflict(
-                    "name_taken",
-                    format!("You have a workspace named {name} already; choose another name."),
-                ),
-                other => other.into(),
-            })?;
+        let app = self.clone();
+        apart(async move { app.record_workspace(new, audit).await }).await
+    }
+
+    async fn record_workspace(&self, new: NewWorkspace, audit: AuditEvent) -> ApiResult<WorkspaceView> {
+        let (user, name) = (new.user.clone(), new.name.clone());
+        let view = match self.store.create_workspace(new, audit).await {
+            Err(choir_store::Error::Exists) => return Err(self.name_taken(&user, &name).await),
+            made => made?,
+        };
         for slot in Slot::ALL {
             self.fleet.add(&view, view.slot(slot));
         }
         self.publish(&view).await;
-        self.start_always(&view).await?;
         Ok(view)
+    }
+
+    async fn name_taken(&self, user: &UserId, name: &Name) -> ApiError {
+        let message = match self.store.workspace_named(user, name).await {
+            Err(choir_store::Error::NotFound) => {
+                format!("A workspace named {name} is still being deleted; try again in a moment.")
+            }
+            _ => format!("You have a workspace named {name} already; choose another name."),
+        };
+        ApiError::conflict("name_taken", message)
     }
 
     fn no_release(&self) -> ApiError {
@@ -103,10 +115,19 @@ impl App {
     }
 
     /// Puts new settings into effect: routes and policy at once, limits as far as the runtime can.
-    pub async fn patch_workspace(&self, view: &WorkspaceView, patch: WorkspaceSettings) -> ApiResult<WorkspaceView> {
+    pub async fn patch_workspace(
+        self: &Arc<Self>,
+        view: &WorkspaceView,
+        patch: WorkspaceSettings,
+    ) -> ApiResult<WorkspaceView> {
         patch
             .validate()
             .map_err(|e| ApiError::bad_request("bad_setting", format!("{e}.")))?;
+        let (app, view) = (self.clone(), view.clone());
+        apart(async move { app.settle(&view, patch).await }).await
+    }
+
+    async fn settle(&self, view: &WorkspaceView, patch: WorkspaceSettings) -> ApiResult<WorkspaceView> {
         let audit = self.event(view, "workspace.change");
         let after = self
             .store
@@ -116,26 +137,32 @@ impl App {
         if patch.limits.is_some() {
             self.fleet.limits_changed(&after).await;
         }
-        if patch.awake.is_some() {
-            self.start_always(&after).await?;
+        for slot in Slot::ALL {
+            let awake = patch.awake.as_ref().map(|awake| awake.get(slot));
+            if awake == Some(&Awake::Always) {
+                let audit = self.event(&after, "sandbox.start");
+                self.handle(&after, slot)?.desire(Desired::Running, audit).await?;
+            }
         }
         Ok(after)
     }
 
-    /// Starts what is to run always.
-    async fn start_always(&self, view: &WorkspaceView) -> ApiResult<()> {
-        for slot in Slot::ALL {
-            let handle = self.handle(view, slot)?;
-            if handle.awake() == Awake::Always {
-                let audit = self.event(view, "sandbox.start");
-                handle.desire(Desired::Running, audit).await?;
+    /// Takes the hosts away and has containers, volumes and rows removed; whether they were within `wait`.
+    pub async fn delete_workspace(self: &Arc<Self>, view: &WorkspaceView, wait: Duration) -> ApiResult<bool> {
+        let handles = Slot::ALL.map(|slot| self.fleet.handle(&view.slot(slot).id));
+        let (app, view) = (self.clone(), view.clone());
+        apart(async move { app.begin_deletion(&view).await }).await?;
+        let gone = async {
+            for handle in handles.into_iter().flatten() {
+                // Its worker ends after its rows.
+                let mut status = handle.status.clone();
+                while status.changed().await.is_ok() {}
             }
-        }
-        Ok(())
+        };
+        Ok(tokio::time::timeout(wait, gone).await.is_ok())
     }
 
-    /// Takes the hosts away and has containers, volumes and rows removed.
-    pub async fn delete_workspace(&self, view: &WorkspaceView) -> ApiResult<()> {
+    async fn begin_deletion(&self, view: &WorkspaceView) -> ApiResult<()> {
         let audit = self.event(view, "workspace.delete");
         let after = self.store.delete_workspace(&view.workspace.id, audit).await?;
         self.publish(&after).await;

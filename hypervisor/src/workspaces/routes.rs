@@ -60,7 +60,7 @@ async fn list(
     Query(pages): Query<Pages>,
 ) -> ApiResult<Json<api::Page<api::Workspace>>> {
     let views = app.store.workspaces_of(&caller.user.id).await?;
-    let page = pages.cut(views, |view| view.workspace.id.to_string())?;
+    let page = pages.cut(views, |view| view.workspace.name.to_string());
     let mut items = Vec::new();
     for view in &page.items {
         items.push(app.show(view).await);
@@ -96,11 +96,18 @@ async fn change(
     Ok(Json(app.show(&after).await))
 }
 
-async fn remove(State(app): State<Arc<App>>, caller: Caller, Path(ws): Path<String>) -> ApiResult<StatusCode> {
+async fn remove(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(ws): Path<String>,
+    Query(wait): Query<Wait>,
+) -> ApiResult<StatusCode> {
     let view = app.workspace(&caller.user, &ws).await?;
     app.auth.confirm(&caller)?;
-    app.delete_workspace(&view).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(match app.delete_workspace(&view, wait.duration()).await? {
+        true => StatusCode::NO_CONTENT,
+        false => StatusCode::ACCEPTED,
+    })
 }
 
 #[derive(Deserialize)]

@@ -7,7 +7,7 @@ use choir_core::sandbox::{Desired, Observed};
 use choir_store::WorkspaceView;
 
 use crate::app::App;
-use crate::error::ApiResult;
+use crate::error::{ApiError, ApiResult};
 
 /// A change of a slot that a person can ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,10 @@ impl App {
             }
             Change::Restart => handle.restart(self.event(view, "sandbox.restart")).await?,
             Change::Pause => {
+                if before.is_none() {
+                    let message = format!("{slot} is not running, so there is nothing to pause.");
+                    return Err(ApiError::conflict("not_running", message));
+                }
                 self.store.audit(self.event(view, "sandbox.pause")).await?;
                 handle.pause().await;
             }

@@ -61,8 +61,12 @@ impl Place {
 
     /// Of a serving hypervisor without sandboxes; nothing starts, so any file will do for the agent.
     pub fn serving(port: u16) -> Self {
+        Self::serving_with(port, "")
+    }
+
+    fn serving_with(port: u16, more: &str) -> Self {
         Self::with(&format!(
-            "[listen]\nport = {port}\n[sandboxes]\nruntime = \"process\"\nagent = \"hypervisor.toml\"\n[store]\npath = \"choir.db\"\n",
+            "[listen]\nport = {port}\n[sandboxes]\nruntime = \"process\"\nagent = \"hypervisor.toml\"\n[store]\npath = \"choir.db\"\n{more}",
         ))
     }
 }
@@ -267,6 +271,49 @@ pub fn free_port() -> u16 {
 
 /// D21, with the head as an operator finds it in the journal.
 #[tokio::test]
+async fn a_metrics_token_that_cannot_be_read_keeps_nothing_from_serving() {
+    for (file, degraded) in [("missing", true), ("token", false)] {
+        let port = free_port();
+        let place = Place::serving_with(port, &format!("[metrics]\ntoken_file = \"{file}\"\n"));
+        std::fs::write(place.path("token"), "0123456789abcdef").unwrap();
+        let running = Running::start(&place, port, Stdio::null());
+        running.answers().await;
+        let ready = Browser::new(remote(running.address)).get("/readyz").await.json();
+        let said = ready["degraded"].as_array().unwrap();
+        assert_eq!(said.contains(&json!("metrics token")), degraded, "{ready}");
+    }
+}
+
+#[tokio::test]
+async fn what_root_asks_for_is_done_as_the_owner_of_the_database() {
+    const OWNER: u32 = 54_321;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let port = free_port();
+    let place = Place::serving(port);
+    let mut running = Running::start(&place, port, Stdio::null());
+    wait_for(&place.path("claim-link"), true).await;
+    running.stop();
+    assert!(place.run("claim").status.success(), "the control: it is root's");
+    std::fs::set_permissions(place.0.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let give = |name: &str| std::os::unix::fs::chown(place.path(name), Some(OWNER), Some(OWNER)).unwrap();
+    give("choir.db");
+    let refused = place.run("claim");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        !refused.status.success() && said.contains("not writable"),
+        "the directory is root's: {said}"
+    );
+    give(".");
+    for entry in std::fs::read_dir(place.0.path()).unwrap() {
+        give(entry.unwrap().file_name().to_str().unwrap());
+    }
+    let given = place.run("claim");
+    assert!(given.status.success(), "{}", String::from_utf8_lossy(&given.stderr));
+}
+
+#[tokio::test]
 async fn the_doctor_says_of_each_part_whether_it_is_well_and_what_to_do() {
     let port = free_port();
     let place = Place::serving(port);
@@ -293,7 +340,7 @@ async fn the_doctor_says_of_each_part_whether_it_is_well_and_what_to_do() {
     let running = Running::start(&place, port, Stdio::null());
     running.answers().await;
     let up = look();
-    failed(up("hypervisor"), "it is not ready: ");
+    failed(up("hypervisor"), "it answers, but for: ");
     failed(up("hypervisor"), "volumes not ready");
     assert_eq!(up("keys").0, "ok");
     assert_eq!(up("containers").0, "ok");

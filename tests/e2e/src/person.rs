@@ -174,7 +174,7 @@ pub async fn exec(client: &Client, slot: Slot, line: &str) -> Result<ExecResult>
         env: [].into(),
         stdin: None,
         timeout_ms: None,
-        max_output_bytes: None,
+        max_output_bytes: Some(8 << 20),
     };
     Ok(client.sandbox(&workspace(), slot).exec(&request).await?)
 }
@@ -189,6 +189,7 @@ pub async fn run(client: &Client, slot: Slot, line: &str) -> Result<String> {
         done.stdout,
         done.stderr
     );
+    anyhow::ensure!(!done.exit.truncated, "`{line}` in {slot} said more than is kept");
     Ok(done.stdout)
 }
 

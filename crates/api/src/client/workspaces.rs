@@ -279,7 +279,14 @@ impl Client {
     /// # Errors
     /// Any.
     pub async fn deployments(&self, name: &Name) -> Result<Page<Deployment>, ClientError> {
-        self.get(&format!("{}/deployments", workspace(name))).await
+        let list = format!("{}/deployments?limit=200", workspace(name));
+        let mut all: Page<Deployment> = self.get(&list).await?;
+        while let Some(cursor) = all.next_cursor.take() {
+            let next: Page<Deployment> = self.get(&format!("{list}&cursor={}", segment(&cursor))).await?;
+            all.items.extend(next.items);
+            all.next_cursor = next.next_cursor;
+        }
+        Ok(all)
     }
 
     /// # Errors

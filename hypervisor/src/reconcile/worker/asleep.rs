@@ -101,6 +101,10 @@ impl Worker {
         if self.effect || !matches!(self.observed, Observed::Ready { .. }) {
             return;
         }
+        // What runs in it has been frozen since now, however long ago somebody came.
+        if self.engaged > 0 {
+            self.activity.touch();
+        }
         self.happened(Event::Paused).await;
         if let Some(generation) = self.observed.generation() {
             self.begin(Effect::Pause(generation));

@@ -79,6 +79,29 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn the_oldest_backups_make_room_for_a_new_one() {
+    let mut backed = Backed::new().await;
+    let mut config = (*backed.start.app.config).clone();
+    config.backup.keep = 2;
+    let backups = backed.place("backups");
+    std::fs::create_dir(&backups).unwrap();
+    std::fs::write(backups.join("choir-mine.db.age"), "somebody's own").unwrap();
+    for second in 1..5 {
+        let at = now() + SignedDuration::from_secs(second);
+        backup(&config, &backups, at).await.unwrap();
+    }
+    let mut left = names(&backups);
+    left.sort();
+    let newest = ["choir-20260102T030408Z.db.age", "choir-20260102T030409Z.db.age"];
+    assert_eq!(left, [&newest[..], &["choir-mine.db.age"]].concat());
+    // The control.
+    config.backup.keep = 0;
+    backup(&config, &backups, now()).await.unwrap();
+    assert_eq!(names(&backups).len(), 4);
+    assert!(backed.ada.is_signed_in().await);
+}
+
+#[tokio::test]
 async fn a_stolen_backup_can_be_read_with_its_identity_alone_and_even_then_opens_no_secret() {
     let backed = Backed::new().await;
     let file = backed.backup().await;
@@ -94,10 +117,11 @@ async fn a_stolen_backup_can_be_read_with_its_identity_alone_and_even_then_opens
             .any(|name| name.ends_with(".part"))
     );
     let key = std::fs::read_to_string(backed.start.directory.path().join("key")).unwrap();
+    // All of them long enough to be in no cipher text by chance.
     for text in [
         "SQLite format 3",
         "CREATE TABLE",
-        "ada",
+        "display_name",
         "secret.put",
         CANARY,
         key.trim(),

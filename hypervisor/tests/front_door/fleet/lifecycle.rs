@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
-use choir_core::sandbox::{Desired, Exit, Observed};
+use choir_core::sandbox::{Exit, Observed};
 use choir_core::{Awake, Generation, SandboxId, Slot};
 use choir_runtime::sim::Fault;
 use choir_runtime::{Runtime, Seen};
@@ -232,96 +232,17 @@ async fn limits_that_a_crash_held_back_take_effect_with_the_next_hypervisor() {
 }
 
 #[tokio::test]
-async fn a_schedule_starts_a_slot_and_keeps_it_up_during_the_minutes_it_names() {
+async fn who_waits_for_a_deletion_finds_the_name_free() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
-    let [live, dev] = workspace(&mut ada).await;
-    change(&mut ada, Slot::Dev, "start").await;
-    let every_minute = json!({"cron": "* * * * *", "tz": "Europe/Vienna"});
-    let settings = json!({"awake": {"live": every_minute}, "idle_pause_s": 1, "idle_stop_s": 2});
-    let shown = ada
-        .fetch(Method::PATCH, "/api/workspaces/main", Some(settings))
-        .await
-        .expect(StatusCode::OK);
-    assert_eq!(
-        shown["settings"]["awake"],
-        json!({"live": every_minute, "dev": "on_demand"})
-    );
-    let live = start.app.fleet.handle(&live).unwrap();
-    let status = live
-        .settle(SOON, |s| matches!(s.observed, Observed::Ready { .. }))
-        .await;
-    assert!(matches!(status.observed, Observed::Ready { .. }), "{status:?}");
-    // The control: on demand, the other sandbox falls asleep after the same settings.
-    let dev = start.app.fleet.handle(&dev).unwrap();
-    let status = dev
-        .settle(SOON, |s| matches!(s.observed, Observed::Stopped { .. }))
-        .await;
-    assert!(matches!(status.observed, Observed::Stopped { .. }), "{status:?}");
-    assert!(live.ready().is_some(), "{:?}", live.status.borrow());
-}
-
-#[tokio::test]
-async fn a_schedule_starts_nothing_before_its_minute() {
-    let clock = super::wire::clock();
-    let start = super::wire::start_at(&clock, |sim| sim).await;
-    let mut ada = start.ada().await;
-    let [live, dev] = workspace(&mut ada).await;
-    let sandboxes = [live, dev].map(|id| start.app.fleet.handle(&id).unwrap());
-    let set = async |ada: &mut Browser, awake: serde_json::Value| {
-        let settings = json!({"awake": awake});
-        ada.fetch(Method::PATCH, "/api/workspaces/main", Some(settings))
-            .await
-            .expect(StatusCode::OK);
-    };
-    // It is 03:04:05 on a Friday.
-    let at_eight = json!({"cron": "0 8 * * 1-5", "tz": "UTC"});
-    let at_four_past = json!({"cron": "4 * * * *", "tz": "UTC"});
-    set(&mut ada, json!({"live": at_eight, "dev": at_four_past})).await;
-    let status = sandboxes[1]
-        .settle(SOON, |s| matches!(s.observed, Observed::Ready { .. }))
-        .await;
-    assert!(matches!(status.observed, Observed::Ready { .. }), "{status:?}");
-    assert_eq!(sandboxes[0].status.borrow().desired, Desired::Stopped);
-    clock.advance(jiff::SignedDuration::from_hours(5) - jiff::SignedDuration::from_mins(4));
-    set(&mut ada, json!({"live": at_eight})).await;
-    let status = sandboxes[0]
-        .settle(SOON, |s| matches!(s.observed, Observed::Ready { .. }))
-        .await;
-    assert!(matches!(status.observed, Observed::Ready { .. }), "{status:?}");
-}
-
-#[tokio::test]
-async fn running_programs_keep_a_sandbox_awake() {
-    let start = Box::new().await;
-    let mut ada = start.ada().await;
-    let [live, dev] = workspace(&mut ada).await;
-    let settings = json!({"idle_pause_s": 1, "idle_stop_s": 2});
-    ada.fetch(Method::PATCH, "/api/workspaces/main", Some(settings))
-        .await
-        .expect(StatusCode::OK);
-    change(&mut ada, Slot::Live, "start").await;
-    start
-        .sim
-        .activity(
-            &Generation {
-                sandbox: live.clone(),
-                number: 1,
-            },
-            1,
-            0,
-            0,
-        )
-        .await;
-    change(&mut ada, Slot::Dev, "start").await;
-    // The control: without a task the other sandbox falls asleep, after the same settings.
-    let dev = start.app.fleet.handle(&dev).unwrap();
-    let status = dev
-        .settle(SOON, |s| matches!(s.observed, Observed::Stopped { .. }))
-        .await;
-    assert!(matches!(status.observed, Observed::Stopped { .. }), "{status:?}");
-    let live = start.app.fleet.handle(&live).unwrap();
-    assert!(live.ready().is_some(), "{:?}", live.status.borrow());
+    for _ in 0..2 {
+        workspace(&mut ada).await;
+        change(&mut ada, Slot::Live, "start").await;
+        let deleted = ada.delete("/api/workspaces/main?wait_s=20").await;
+        assert_eq!(deleted.status, StatusCode::NO_CONTENT, "{}", deleted.text());
+    }
+    workspace(&mut ada).await;
+    assert_eq!(ada.delete("/api/workspaces/main").await.status, StatusCode::ACCEPTED);
 }
 
 #[tokio::test]
@@ -452,33 +373,6 @@ async fn is_ready(start: &Box, sandbox: &SandboxId, number: u64) {
         matches!(status.observed, Observed::Ready { generation, .. } if generation == number),
         "{status:?}"
     );
-}
-
-#[tokio::test]
-async fn an_idle_sandbox_is_paused_then_stopped_and_woken_by_a_request() {
-    let start = Box::new().await;
-    let mut ada = start.ada().await;
-    let [live, _] = workspace(&mut ada).await;
-    let settings = json!({"idle_pause_s": 1, "idle_stop_s": 3});
-    ada.fetch(Method::PATCH, "/api/workspaces/main", Some(settings))
-        .await
-        .expect(StatusCode::OK);
-    change(&mut ada, Slot::Live, "start").await;
-    let handle = start.app.fleet.handle(&live).unwrap();
-    let paused = handle
-        .settle(SOON, |s| matches!(s.observed, Observed::Paused { .. }))
-        .await;
-    assert!(matches!(paused.observed, Observed::Paused { .. }), "{paused:?}");
-    assert_eq!(
-        handle.wake(SOON).await.unwrap().number,
-        1,
-        "a thaw is not a new generation"
-    );
-    let stopped = handle
-        .settle(SOON, |s| matches!(s.observed, Observed::Stopped { .. }))
-        .await;
-    assert!(matches!(stopped.observed, Observed::Stopped { .. }), "{stopped:?}");
-    assert_eq!(handle.wake(SOON).await.unwrap().number, 2);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod access;
 mod admission;
+mod asleep;
 mod audit;
 mod backup;
 mod clear;

@@ -299,6 +299,29 @@ async fn a_start_that_the_service_spoils_says_why_in_one_sentence_and_is_done_on
 }
 
 #[tokio::test]
+async fn what_is_to_stop_while_the_remains_of_a_start_cannot_be_removed_stops() {
+    let scene = Scene::new(REFUSAL).await;
+    let mut ada = scene.start.ada().await;
+    let [live, _] = workspace(&mut ada).await;
+    scene.is_well(false);
+    let start = ada.post("/api/workspaces/main/slots/live/start", json!({})).await;
+    start.expect(StatusCode::ACCEPTED);
+    let handle = scene.start.app.fleet.handle(&live).unwrap();
+    let status = handle.settle(SOON, |s| s.observed.reason().is_some()).await;
+    assert!(
+        matches!(status.observed, Observed::Starting { attempt: 2, .. }),
+        "{status:?}"
+    );
+    scene.within("/containers/", 3).await;
+    let stop = ada.post("/api/workspaces/main/slots/live/stop", json!({})).await;
+    stop.expect(StatusCode::ACCEPTED);
+    scene.is_well(true);
+    scene.becomes(&live, |o| matches!(o, Observed::Stopped { .. })).await;
+    assert_eq!(change(&mut ada, Slot::Live, "start").await["state"], "ready");
+    assert_eq!(scene.start.world.starts(), 1);
+}
+
+#[tokio::test]
 async fn what_the_service_refuses_is_asked_for_again_with_pauses_and_done_once_it_does_not() {
     let scene = Scene::new(REFUSAL).await;
     let mut ada = scene.start.ada().await;

@@ -399,13 +399,35 @@ async fn what_is_written_before_a_deploy_is_taken_back_is_kept_as_a_snapshot() {
     let mut ada = start.ada().await;
     let [live, _] = used(&start, &mut ada).await;
     let release = unwell(&start, &mut ada).await;
-    let before = start.app.fleet.handle(&live).unwrap().ready().unwrap().number;
+    // Of one hour, in which one of those that nobody needs is left.
+    for written in [
+        "written while the first was judged",
+        "written while the second was judged",
+    ] {
+        is_taken_back(&start, &mut ada, &live, &release, written).await;
+    }
+    let mut kept = Vec::new();
+    for snapshot in snapshots(&mut ada, Slot::Live).await {
+        kept.push(start.volumes.read(snapshot["id"].as_str().unwrap()).unwrap().1);
+    }
+    for written in [
+        "written while the first was judged",
+        "written while the second was judged",
+    ] {
+        assert!(kept.contains(&written.to_owned()), "{kept:?}");
+    }
+    start.fits_together().await;
+}
+
+/// Deploys what is not well, writes while it serves, and sees it taken back.
+async fn is_taken_back(start: &Box, ada: &mut Browser, live: &SandboxId, release: &Value, written: &str) {
+    let before = start.app.fleet.handle(live).unwrap().ready().unwrap().number;
     let path = format!("{MAIN}/slots/live/deploy");
     let begun = ada
         .post(&path, json!({"release": release}))
         .await
         .expect(StatusCode::ACCEPTED);
-    let handle = start.app.fleet.handle(&live).unwrap();
+    let handle = start.app.fleet.handle(live).unwrap();
     let served = handle
         .settle(
             Duration::from_secs(20),
@@ -413,7 +435,7 @@ async fn what_is_written_before_a_deploy_is_taken_back_is_kept_as_a_snapshot() {
         )
         .await;
     assert_eq!(served.observed.name(), "ready");
-    start.write(&live, "written while it was judged");
+    start.write(live, written);
     let view = start.app.store.all_workspaces().await.unwrap().remove(0);
     let id = begun["id"].as_str().unwrap().parse().unwrap();
     let minute = Duration::from_secs(60);
@@ -424,14 +446,6 @@ async fn what_is_written_before_a_deploy_is_taken_back_is_kept_as_a_snapshot() {
         .unwrap();
     assert_eq!(ended.step, Step::RolledBack, "{ended:?}");
     assert_eq!(start.home(live.as_str()), "good");
-    let mut kept = Vec::new();
-    for snapshot in snapshots(&mut ada, Slot::Live).await {
-        // Of several of one hour the older ones may be thinned out by now.
-        let read = start.volumes.read(snapshot["id"].as_str().unwrap());
-        kept.extend(read.ok().map(|(_, home)| home));
-    }
-    assert!(kept.contains(&"written while it was judged".to_owned()), "{kept:?}");
-    start.fits_together().await;
 }
 
 #[tokio::test]
