@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use age::{Identity, IdentityFile, scrypt};
 use choir_api::client::Client;
 use choir_api::grants::{CreateGrant, Grant};
-use choir_api::workspaces::{CreateRelease, Deploy, Fork, Snapshot};
-use choir_core::{Name, ReleaseId, SecretName, Slot, SnapshotId, WorkspaceSettings};
+use choir_api::workspaces::{CreateRelease, CreateWorkspace, Deploy, Fork, Snapshot};
+use choir_core::{Name, ReleaseConfig, ReleaseId, SecretName, Slot, SnapshotId, WorkspaceSettings};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -89,9 +89,12 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
             stop.store(true, Ordering::Relaxed);
         }
     });
-    report.step("make the workspace", place.make()).await?;
+    let beginning = report.step("make the workspace", place.make(&export.release.config)).await?;
     if let Err(failure) = place.fill(&export, files, &mut report, &mut release).await {
-        let undone = unmake(&client, &place.name, release.as_ref()).await;
+        let mut undone = unmake(&client, &place.name, release.as_ref()).await;
+        if let (Ok(()), Some(beginning)) = (&undone, beginning) {
+            undone = unmake(&client, &place.name, Some(&beginning)).await;
+        }
         return Err(taken_back(failure, undone, &place.name));
     }
     let granted = place.grant(&export, args.grants).await?;
@@ -194,14 +197,44 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    async fn make(&self) -> Result<(), Failure> {
-        match self.client.create_workspace(&self.name).await {
-            Err(error) if error.code() == Some("name_taken") => {
+    /// With what its release said from the beginning: what its files say of how it is checked may need that. The release that it
+    /// begins with, where it is no other's.
+    async fn make(&self, config: &ReleaseConfig) -> Result<Option<ReleaseId>, Failure> {
+        let release = match *config == ReleaseConfig::default() {
+            true => None,
+            false => Some(self.begin_with(config).await?),
+        };
+        let asked = CreateWorkspace {
+            name: self.name.clone(),
+            release: release.clone(),
+        };
+        let Err(error) = self.client.create_workspace_from(&asked).await else {
+            return Ok(release);
+        };
+        if let Some(release) = release {
+            let _ = self.client.delete_release(&release).await;
+        }
+        match error {
+            error if error.code() == Some("name_taken") => {
                 let why = error.to_string();
                 Err(Failure::Failed(format!("{} (with --name)", why.trim_end_matches('.'))))
             }
-            made => Ok(made.map(drop)?),
+            error => Err(error.into()),
         }
+    }
+
+    async fn begin_with(&self, config: &ReleaseConfig) -> Result<ReleaseId, Failure> {
+        let releases = self.client.releases().await?.items;
+        let of_the_box = releases
+            .iter()
+            .find(|r| !r.own && matches!(r.state.as_str(), "candidate" | "verified"));
+        let none = || Failure::Failed("the box has no release yet; see `choir releases`".to_owned());
+        let image = &of_the_box.ok_or_else(none)?.image_digest;
+        let asked = CreateRelease {
+            name: Some(format!("what {} began with", self.name)),
+            ..CreateRelease::of_image(image, config.clone())
+        };
+        Ok(self.client.create_release(&asked).await?.id)
     }
 
     /// Dev gets everything first, and live by a swap. The release is told of as soon as it is there.

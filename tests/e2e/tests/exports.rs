@@ -13,7 +13,8 @@ use choir_api::client::Client;
 use choir_api::grants::CreateGrant;
 use choir_api::sandbox::{Command as Shell, ExecRequest};
 use choir_api::secrets::{PutSecret, SecretText};
-use choir_core::{Name, Slot, WorkspaceSettings};
+use choir_api::workspaces::{CreateRelease, CreateWorkspace};
+use choir_core::{Name, ReleaseConfig, Slot, WorkspaceSettings};
 use choir_e2e::instance::Instance;
 use choir_e2e::person::{self, run, workspace};
 use choir_e2e::skip;
@@ -32,7 +33,16 @@ const SHRINK: &str = "sudo rm -rf /usr/share /usr/include /usr/lib/rustlib /usr/
 const WRITE: &str = "mkdir -p ~/deep && echo 'a file of the first box' > ~/deep/file && chmod 640 ~/deep/file \
     && ln -s deep/file ~/link && ln ~/deep/file ~/twin \
     && echo theirs | sudo tee ~/theirs > /dev/null && sudo chown 33:1234 ~/theirs && sudo chmod 4751 ~/theirs \
-    && printf '#!/bin/sh\\necho a tool\\n' | sudo tee /opt/tool > /dev/null && sudo chmod 755 /opt/tool";
+    && printf '#!/bin/sh\\necho a tool\\n' | sudo tee /opt/tool > /dev/null && sudo chmod 755 /opt/tool \
+    && printf '[health]\\npath = \"/\"\\n' > ~/choir.toml";
+/// What the release starts, and what the file above has checked: without it nothing answers.
+const SERVE: &str = r#"exec perl -MIO::Socket::INET -e '
+    $all = IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => 3000, Listen => 9, ReuseAddr => 1) or die;
+    while ($one = $all->accept) {
+        while (<$one>) { last if /^\r?$/ }
+        print $one "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        close $one;
+    }'"#;
 const LOOK: &str = "cd && stat -c '%n %F %a %u:%g %s %h' deep/file link twin /opt/tool \
     && stat -c '%n %a %u:%g' deep theirs && readlink link && cat link && /opt/tool";
 
@@ -108,7 +118,18 @@ async fn a_workspace_goes_from_one_box_to_another_without_its_secrets() -> Resul
 
 /// A workspace with files, a setting, a secret and a grant; how its files look.
 async fn filled(client: &Client) -> Result<String> {
-    client.create_workspace(&workspace()).await?;
+    let releases = client.releases().await?.items;
+    let image = &releases.first().context("no release")?.image_digest;
+    let serving = ReleaseConfig {
+        start: Some(SERVE.to_owned()),
+        ..ReleaseConfig::default()
+    };
+    let release = client.create_release(&CreateRelease::of_image(image, serving)).await?;
+    let asked = CreateWorkspace {
+        name: workspace(),
+        release: Some(release.id),
+    };
+    client.create_workspace_from(&asked).await?;
     let settings = WorkspaceSettings {
         env: Some([("GREETING".to_owned(), "hello".to_owned())].into()),
         ..WorkspaceSettings::default()
