@@ -89,7 +89,9 @@ pub async fn run(ctx: &Context, args: &Args) -> Result<(), Failure> {
             stop.store(true, Ordering::Relaxed);
         }
     });
-    let beginning = report.step("make the workspace", place.make(&export.release.config)).await?;
+    let beginning = report
+        .step("make the workspace", place.make(&export.release.config))
+        .await?;
     if let Err(failure) = place.fill(&export, files, &mut report, &mut release).await {
         let mut undone = unmake(&client, &place.name, release.as_ref()).await;
         if let (Ok(()), Some(beginning)) = (&undone, beginning) {
