@@ -196,8 +196,8 @@ struct Stage {
     scene: Scene,
     releases: [ReleaseId; 2],
     broken: ReleaseId,
-    /// From a death until the hypervisor answers and nothing is under way.
-    recoveries: Vec<Duration>,
+    /// From asking for what is cut short until the hypervisor answers and nothing is under way, and what that was.
+    recoveries: Vec<(Duration, String)>,
     nth: usize,
 }
 
@@ -221,13 +221,13 @@ async fn wherever_the_hypervisor_dies_what_was_acknowledged_is_so_and_nothing_is
     step("dev ends without its monitor", unseen).await?;
     step("everything is stopped", stage.nothing_outlives_it()).await?;
     stage.recoveries.sort();
-    let at = |percent: usize| stage.recoveries[(stage.recoveries.len() * percent).div_ceil(100) - 1];
+    let at = |percent: usize| &stage.recoveries[(stage.recoveries.len() * percent).div_ceil(100) - 1];
+    let (longest, what) = at(100);
     eprintln!(
-        "{} deaths: recovery p50 {:.1?}, p99 {:.1?}, longest {:.1?}; 0 invariants broken",
+        "{} deaths: recovery p50 {:.1?}, p99 {:.1?}, longest {longest:.1?} ({what}); 0 invariants broken",
         stage.recoveries.len(),
-        at(50),
-        at(99),
-        at(100)
+        at(50).0,
+        at(99).0,
     );
     Ok(())
 }
@@ -320,7 +320,8 @@ impl Stage {
             .await?;
         }
         self.settled().await?;
-        self.recoveries.push(begun.elapsed());
+        self.recoveries
+            .push((begun.elapsed(), format!("{op:?} with {point}:{how}")));
         self.judge(&before, &wanted, asked.and_then(Result::ok).flatten()).await
     }
 
@@ -524,7 +525,8 @@ impl Stage {
             })
             .await?;
             self.settled().await?;
-            self.recoveries.push(begun.elapsed());
+            self.recoveries
+                .push((begun.elapsed(), format!("{op:?}, killed after {at:?}")));
             if let Ok(Some(told)) = answer
                 && told.step.is_final()
             {

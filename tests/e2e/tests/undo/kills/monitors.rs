@@ -60,7 +60,8 @@ impl Stage {
         let (answer, killed) = tokio::join!(stage.ask(op), killing);
         let killed = killed.with_context(|| format!("{op:?}, after {at:?}"))?;
         self.settled().await?;
-        self.recoveries.push(begun.elapsed());
+        let what = format!("{op:?}, {} processes killed after {at:?}", killed.len());
+        self.recoveries.push((begun.elapsed(), what));
         let judged = self.judge(&before, &wanted, answer.ok().flatten()).await;
         judged.with_context(|| format!("{op:?}, {killed:?} killed after {at:?}"))?;
         Ok(killed)
