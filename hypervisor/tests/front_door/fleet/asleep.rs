@@ -110,7 +110,7 @@ async fn what_ran_when_it_was_frozen_is_not_stopped_because_nobody_came_for_long
     let start = Box::new().await;
     let mut ada = start.ada().await;
     let [live, dev] = workspace(&mut ada).await;
-    let settings = json!({"idle_pause_s": 1, "idle_stop_s": 3});
+    let settings = json!({"idle_pause_s": 1, "idle_stop_s": 6});
     let set = ada.fetch(Method::PATCH, "/api/workspaces/main", Some(settings)).await;
     set.expect(StatusCode::OK);
     change(&mut ada, Slot::Live, "start").await;
@@ -142,7 +142,7 @@ async fn an_idle_sandbox_is_paused_then_stopped_and_woken_by_a_request() {
     let start = Box::new().await;
     let mut ada = start.ada().await;
     let [live, _] = workspace(&mut ada).await;
-    let settings = json!({"idle_pause_s": 1, "idle_stop_s": 3});
+    let settings = json!({"idle_pause_s": 1, "idle_stop_s": 6});
     ada.fetch(Method::PATCH, "/api/workspaces/main", Some(settings))
         .await
         .expect(StatusCode::OK);
